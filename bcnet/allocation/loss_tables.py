@@ -79,14 +79,18 @@ def loss_tables(
         )
         for group, entry in enumerate(space.groups)
     )
-    worst = max((float(np.abs(own[np.isfinite(own)]).max(initial=0.0)) for own in measured), default=0.0)
+    instead = unusable(np.concatenate(measured), base) if measured else 0.0
     losses = tuple(
-        monotone(
-            np.where(np.isfinite(own), own, UNUSABLE * max(worst, abs(base))), entry.choices.index(width)
-        )
+        monotone(np.where(np.isfinite(own), own, instead), entry.choices.index(width))
         for own, entry, width in zip(measured, space.groups, around, strict=True)
     )
     return LossTables(losses, measured, around, base)
+
+
+def unusable(rises: Sequence[float] | np.ndarray, base: float) -> float:
+    """What a rise that is not finite counts as, in comparison with others and the loss before; never 0."""
+    own = np.abs(np.asarray(rises, dtype=np.float64))
+    return UNUSABLE * (max(float(own[np.isfinite(own)].max(initial=0.0)), abs(base)) or 1.0)
 
 
 def monotone(losses: np.ndarray, zero: int) -> np.ndarray:

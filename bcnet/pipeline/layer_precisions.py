@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bcnet.allocation.loss_tables import UNUSABLE
+from bcnet.allocation.loss_tables import unusable
 from bcnet.config import latency_share
 from bcnet.errors import DeviceError, ModelError
 from bcnet.latency_tables.mixed_slots import BITS, ONE_BIT, REAL
@@ -145,6 +145,7 @@ def choice_losses(problem: Problem, names: Sequence[str]) -> tuple[np.ndarray, .
     scores = TrainedScores(problem, tensors)
     scores.choose_criterion(Widths(own.choices[len(own.choices) // 2] for own in scores.space.groups))
     whole = scores.space.largest()
+    tables = scores.tables  # refused where the network itself has no finite loss
     base, rises = scores.loss_of(whole), list[float]()
     with progress_bar("measuring the loss of one bit in each layer", len(names)) as advance:
         for layer, name in enumerate(names):
@@ -153,10 +154,9 @@ def choice_losses(problem: Problem, names: Sequence[str]) -> tuple[np.ndarray, .
             one.criterion = scores.criterion
             rises.append(one.loss_of(whole) - base)
             advance(f"{name}: loss {loss_text(base + rises[-1])}")
-    worst = max((abs(rise) for rise in rises if np.isfinite(rise)), default=abs(base))
-    rises = [rise if np.isfinite(rise) else UNUSABLE * worst for rise in rises]
+    rises = [rise if np.isfinite(rise) else unusable(rises, base) for rise in rises]
     # A real layer can compute what a binary one does: where the loss fell, that is noise.
-    return (*scores.tables, *(np.array([max(rise, 0.0), 0.0]) for rise in rises))
+    return (*tables, *(np.array([max(rise, 0.0), 0.0]) for rise in rises))
 
 
 @dataclass(frozen=True)

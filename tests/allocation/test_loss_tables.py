@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bcnet.allocation.loss_tables import importance_tables, loss_tables, monotone
+from bcnet.allocation.loss_tables import importance_tables, loss_tables, monotone, unusable
 from bcnet.errors import SpaceError
 from bcnet.space.width_space import Widths
 from tests.methods.tiny import space_of
@@ -61,6 +61,13 @@ def test_a_width_whose_loss_is_not_finite_costs_more_than_any_other() -> None:
 def test_a_network_without_a_finite_loss_is_refused() -> None:
     with pytest.raises(SpaceError, match="the network that is narrowed has a loss of nan; train it first"):
         loss_tables(SPACE, lambda _: float("nan"))
+
+
+def test_what_is_not_finite_costs_something_even_where_no_other_loss_does() -> None:
+    whole = SPACE.largest()
+    found = loss_tables(SPACE, lambda widths: 0.0 if widths == whole else float("inf"))
+    assert [own.tolist() for own in found.losses] == [[10.0, 10.0, 0.0], [10.0, 0.0]]
+    assert unusable([0.5, float("nan"), -2.0], base=1.0) == 20.0
 
 
 @pytest.mark.parametrize("zero", range(5))

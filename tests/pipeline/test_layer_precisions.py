@@ -13,6 +13,7 @@ from test_json_docs import NAMED, keys
 from bcnet.allocation.loss_tables import total
 from bcnet.cli import main
 from bcnet.config import load_config
+from bcnet.errors import SpaceError
 from bcnet.latency_tables.mixed_slots import BITS, Bits, covering_bits, mixed_slots
 from bcnet.latency_tables.model import LayerSlot
 from bcnet.latency_tables.rows import BINARY
@@ -141,6 +142,15 @@ def test_losses_of_bits_are_those_of_one_layer_alone_and_never_negative(problem:
     assert [len(own) for own in losses] == [2, 2, 2, 2, *[len(BITS)] * 4]
     assert all(own[-1] == 0 <= own[0] < np.inf for own in losses)
     assert sum(own[0] > 0 for own in losses[4:]) > 0
+
+
+@pytest.mark.parametrize("loss", [np.inf, np.nan])
+def test_a_network_without_a_finite_loss_is_refused(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch, loss: float
+) -> None:
+    monkeypatch.setattr("bcnet.pipeline.trained_scores.loss_of", lambda _: loss)
+    with pytest.raises(SpaceError, match=f"narrowed has a loss of {loss}; train it first, at a lower rate$"):
+        choice_losses(problem, ("1.0.conv1",))
 
 
 @pytest.mark.parametrize(
