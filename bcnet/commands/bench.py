@@ -11,12 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
+from bcnet.commands.completion import run_names
 from bcnet.commands.in_run import connected_processes, led
 from bcnet.commands.options import (
     ConfigFile,
     Given,
     Json,
-    RunName,
     help_without_command,
     sentence,
     with_settings,
@@ -28,6 +28,15 @@ from bcnet.errors import UsageError
 from bcnet.nearest import near_path
 
 TRAIN = TrainConfig.model_fields
+BenchRun = Annotated[
+    str,
+    typer.Option(
+        "--run",
+        metavar="NAME",
+        help="Name of the run, whose files are in runs/NAME/.",
+        autocompletion=run_names,
+    ),
+]
 bench_app = typer.Typer(
     help="Compare methods, on benchmarks and on your own network.",
     rich_markup_mode=None,
@@ -113,7 +122,7 @@ def channel_bench_macro(
     seed: Annotated[
         int, typer.Option(metavar="N", min=0, help="Seed of initial weights, training and split.")
     ] = 0,
-    run: RunName = "channel-bench-macro",
+    run: BenchRun = "channel-bench-macro",
     config: ConfigFile = None,
     processes: InProcesses = None,
     as_json: Json = False,
@@ -131,7 +140,7 @@ def channel_bench_macro(
     _one_of("--preset", preset, PRESETS)
     _one_of("--space", space, MAXIMA)
     _one_of("--step", step, STEPS)
-    target = Run.named(checked_name(run or "channel-bench-macro"), config)
+    target = Run.named(checked_name(run), config)
     if not table.exists():
         raise UsageError(f"--table: {table} does not exist; {near_path(table, 'give the path of that file')}")
     known = BenchTable.load(table, space)
@@ -186,7 +195,7 @@ def arena(
             "--measure", help="Train nothing; time all networks again, e.g. once the machine is idle."
         ),
     ] = False,
-    run: RunName = "arena",
+    run: BenchRun = "arena",
     processes: InProcesses = None,
     as_json: Json = False,
 ) -> None:
@@ -205,7 +214,7 @@ def arena(
     own = {"method": "auto", "pareto": False, "fitness": "hard", "over_budget": False, "settings": {}}
     given = given.with_flags("slice", epochs=passes).with_flags("search", **own)
     start_processes(context, given, processes)
-    target = Run.named(checked_name(run or "arena"), given.file)
+    target = Run.named(checked_name(run), given.file)
     with connected_processes(), target.in_use(), redirect_stdout(sys.stderr):
         made = partial(run_arena, plan=plan, measure_only=measure)
         report = led(made, target, open_problem(given.config()))
