@@ -1,4 +1,4 @@
-"""docs/reference/json.md names every key that `--json` prints."""
+"""docs/reference/json.md and json-commands.md name every key that `--json` prints."""
 
 import json
 import re
@@ -12,8 +12,9 @@ from onnx import TensorProto, helper
 
 from bcnet.cli import main
 
-PAGE = (Path(__file__).parent.parent / "docs/reference/json.md").read_text(encoding="utf-8")
-NAMED = set(re.findall(r"`([a-z][a-z0-9_]*)`", PAGE))
+REFERENCE = Path(__file__).parent.parent / "docs/reference"
+PAGES = [(REFERENCE / name).read_text(encoding="utf-8") for name in ("json.md", "json-commands.md")]
+NAMED = {key for page in PAGES for key in re.findall(r"`([a-z][a-z0-9_]*)`", page)}
 # Of a calibration, a group, a profile and a runtime: other pages and `bcnet devices NAME` describe them.
 # Those of `saved_ms` are the names of groups.
 ELSEWHERE = ("calibration", "environment", "groups", "runtime", "saved_ms", "settings")

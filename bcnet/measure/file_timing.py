@@ -170,7 +170,7 @@ class TimingReport:
     recorded: str | None
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON values; docs/reference/json.md describes the keys."""
+        """The report as JSON values; docs/reference/json-commands.md describes the keys."""
         found = asdict(self)
         if self.speedup is not None:
             found["speedup"]["separable"] = self.speedup.separable

@@ -83,8 +83,7 @@ class PruningSettings(Section):
 @method(
     "group-fisher",
     "removes channels while it trains (`search.prune_epochs`), those of the least Fisher information per "
-    "millisecond saved first; `search.prune_by` takes multiply-accumulates or activations in place of "
-    "latency, as published",
+    "millisecond saved first",
     paper="Group Fisher (ICML 2021)",
     trains=True,
     settings=PruningSettings,
