@@ -39,34 +39,34 @@ class Config(Section):
         None,
         ge=1,
         le=65_536,
-        description="images per inference on the device; the device profile's if not given; with several "
-        "devices, this setting, threads, precision and host apply to the first one only",
+        description="images per inference on the device; if not given, that of the device profile; with "
+        "several devices, this setting, threads, precision and host apply to the first one only",
         examples=[1],
     )
     threads: int | None = Field(
         None,
         ge=1,
         le=1024,
-        description="threads of the device's runtime; the device profile's if not given",
+        description="threads of the device's runtime; if not given, that of the device profile",
         examples=[1],
     )
     precision: PrecisionName | None = Field(
         None,
-        description="precision on the device: fp32, fp16 or int8; the device profile's if not given",
+        description="precision on the device: fp32, fp16 or int8; if not given, that of the device profile",
         examples=["fp32"],
     )
     table_noise: float | None = Field(
         None,
         ge=0,
         description="largest allowed relative difference between two measurements of one network: a noisier "
-        "latency table is measured again once, then refused; the device profile's, 0.05, if not given",
+        "latency table is measured again once, then refused; if not given, that of the device profile, 0.05",
         examples=[0.05],
     )
     host: tuple[str, ...] = Field(
         (),
         strict=False,
-        description="where the device is reached over ssh; several devices of one kind share the work; the "
-        "device profile's if not given",
+        description="where the device is reached over ssh; several devices of one kind share the work; if "
+        "not given, that of the device profile",
         examples=[["user@jetson"]],
     )
     observers: tuple[Annotated[str, AfterValidator(OBSERVERS.checked)], ...] = Field(

@@ -59,7 +59,7 @@ class SpaceConfig(Section):
     channel_multiple: int | None = Field(
         None,
         ge=1,
-        description="widths are multiples of this; the device profile's if not given",
+        description="widths are multiples of this; if not given, that of the device profile",
         examples=[8],
     )
     min_width: float = Field(

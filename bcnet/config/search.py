@@ -51,8 +51,8 @@ class SearchConfig(Section):
     )
     latency: str | dict[str, str] | None = Field(
         None,
-        description="latency budget as a percentage of the original network's latency: of the one measured "
-        "beside the small networks or, where nothing is measured, of the predicted one; 60% if no budget is "
+        description="latency budget as a percentage of the original network's latency, which is measured "
+        "alternating with the small networks (predicted where nothing is measured); 60% if no budget is "
         "given",
         examples=["60%"],
     )

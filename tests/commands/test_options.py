@@ -63,7 +63,7 @@ def test_the_help_of_a_command_for_one_device_outside_of_runs_tells_of_neither()
     )
     assert (
         found["batch"].help
-        == "Images per inference on the device; the device profile's if not given (e.g. 1)."
+        == "Images per inference on the device; if not given, that of the device profile (e.g. 1)."
     )
     assert found["latency_ms"].help == "Latency budget in milliseconds (e.g. 5.0)."
     assert [option.metavar for option in found.values()][:3] == ["NAME", "N", "[DEVICE=]MS"]
