@@ -36,7 +36,8 @@ def refuse_noisy(noise: float, accepted: float, remedy: str) -> None:
     """Raises TableError if a table is noisier than accepted; `remedy`: what to do on a quieter machine."""
     reason = noisy(noise, accepted)
     if reason:
+        enough = f"{math.ceil(noise * 100) / 100:g}"
         raise TableError(
-            f"{reason}; {QUIETER}, then {remedy}; or accept it: table_noise = "
-            f"{math.ceil(noise * 100) / 100:g} in bcnet.toml or in the device's hardware profile"
+            f"{reason}; {QUIETER}, then {remedy}; or accept it: table_noise = {enough} in bcnet.toml or in "
+            f"the device's hardware profile, or --set table_noise={enough} in each command"
         )

@@ -57,6 +57,8 @@ from bcnet.training.checkpoints import CheckpointFile
 from bcnet.training.distributed import connected
 from bcnet.training.recipe import Recipe, fine_tuning_digest, metric_digest
 from bcnet.training.shared_work import Shared, each
+from bcnet.width_search.budget import Budget
+from bcnet.width_search.latency_budget import LatencyBudget
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,12 @@ def recipe_of(run: Run, problem: Problem) -> Recipe:
     return kept_precision(run, problem, recipe) or recipe
 
 
+def _budget_beside(entries: Sequence[ComparedNetwork], verified: ExportSummary) -> LatencyBudget | None:
+    """The budget; a share of the original's latency is one of that in the same table."""
+    whole = next((entry for entry in entries if entry.name in (ORIGINAL, FULL)), None)
+    return verified.budget if whole is None else Budget.of(verified.budget).stated_beside(whole.latency)
+
+
 @alone_in("compare")
 def run(run: Run, problem: Problem) -> CompareSummary:
     """Compare and save."""
@@ -253,7 +261,7 @@ def run(run: Run, problem: Problem) -> CompareSummary:
     better = {"from_scratch": True, "epochs": recipe.epochs}
     summary = CompareSummary(
         device=problem.profile.name,
-        budget=verified.budget,
+        budget=_budget_beside(found.entries, verified),
         predicted_ms=verified.predicted_ms,
         metric=config.task.metric,
         test_images=len(problem.data.test),

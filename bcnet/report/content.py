@@ -67,9 +67,11 @@ class RunReport(Values):
     """A run as its stages left it.
 
     `problems` are what must be stated first. `accuracy_lost` and `speedup` are against `reference`.
-    `predicted_ms` is that of the delivered network, `measured` its latency on the device. `search_budget` is
-    what the budget leaves for the network alone if the delivered file pre-processes its images. `layers` and
-    `steps` are predictions of the latency table; `no_layers` says why there are none.
+    `predicted_ms` is that of the delivered network, `measured` its latency on the device. The milliseconds of
+    a budget that is a share are from where the original was measured: `budget` beside the delivered file,
+    `compared_budget` in the comparison, `search_budget` beside the candidates. The last one is what the
+    budget leaves for the network alone if the delivered file pre-processes its images. `layers` and `steps`
+    are predictions of the latency table; `no_layers` says why there are none.
     """
 
     run: str
@@ -82,6 +84,7 @@ class RunReport(Values):
     reference: str
     budget: LatencyBudget | None
     search_budget: LatencyBudget | None
+    compared_budget: LatencyBudget | None
     predicted_ms: float | None
     measured: LatencyStat | None
     speedup: float | None
@@ -123,6 +126,7 @@ def run_report(run: Run, prices: Prices | str, settings: Mapping[str, Any]) -> R
         predicted_ms += added_ms
     alone = search.budget if search else None
     whole = alone and alone.model_copy(update={"ms": alone.ms + added_ms})
+    budget = export.budget if export else whole
     accuracy = export.accuracy if export else sliced.test_accuracy_after if sliced else None
     return RunReport(
         run=run.folder.name,
@@ -133,8 +137,9 @@ def run_report(run: Run, prices: Prices | str, settings: Mapping[str, Any]) -> R
         device=search.device if search else found.table.device if found.table else None,
         metric=search.metric if search else "accuracy",
         reference=reference(found),
-        budget=export.budget if export else whole,
-        search_budget=alone if added_ms else export.budget if export else whole,
+        budget=budget,
+        search_budget=alone if alone or added_ms else budget,
+        compared_budget=found.compare.budget if found.compare else None,
         predicted_ms=predicted_ms,
         measured=export.measured if export else None,
         speedup=speedup(found),

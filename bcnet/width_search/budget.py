@@ -44,6 +44,10 @@ class Budget:
         ms = self.target_ms if ms is None else ms
         return None if ms is None else LatencyBudget(ms=ms, share=self.share, fps=self.fps, p90=self.p90)
 
+    def stated_beside(self, original: LatencyStat) -> LatencyBudget | None:
+        """Its form in results, where the original was measured like this."""
+        return self.stated(None if self.share is None else self.asked_ms(self.counted_ms(original)))
+
     def with_added(self, added_ms: float) -> "Budget":
         """The budget of the network alone, if this is that of a file that takes `added_ms` longer.
 

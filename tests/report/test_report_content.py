@@ -12,9 +12,11 @@ from bcnet.config import load_config
 from bcnet.latency_tables.rows import Calibration
 from bcnet.pipeline.expected_latency import expected_latency
 from bcnet.pipeline.results import FurtherExport
+from bcnet.report.charts import charts
 from bcnet.report.content import RunReport, run_report
 from bcnet.report.layers import Prices
 from bcnet.runs import Run, json_bytes
+from bcnet.width_search.latency_budget import LatencyBudget
 from tests.docs.pages import text_of
 
 RUN = Path("runs/default")
@@ -214,6 +216,18 @@ def test_every_scored_network_is_there_with_the_winner_and_what_was_measured(run
     assert winner.measured is not None
     assert winner.measured.median_ms == searched["best"]["measured"]["median_ms"]
     assert sum(own.front for own in found.candidates) == searched["pareto"]
+
+
+def test_a_share_is_drawn_as_it_was_measured_beside_the_candidates_and_in_the_comparison(run: Run) -> None:
+    compared = json.loads((RUN / "compare/result.json").read_text())
+    full_ms = compared["networks"][0]["latency"]["median_ms"]
+    assert compared["budget"]["ms"] == pytest.approx(0.75 * full_ms)
+    for name, file, ms in (("search", "result", 5.2), ("export", "verify", 5.0), ("compare", "result", 5.1)):
+        rewrite(run, name, f"{file}.json", budget={"ms": ms, "share": 0.75})
+    found = report(run)
+    marks = {chart.name: [ms for _, ms in chart.marks] for chart in charts(found)}
+    assert (marks["search"], marks["networks"]) == ([5.2], [5.1])
+    assert found.budget == LatencyBudget(ms=5.0, share=0.75)
 
 
 def test_the_lines_to_paste_run_the_delivered_file(run: Run) -> None:

@@ -38,7 +38,7 @@ def network_charts(report: RunReport) -> Iterator[Chart]:
         f"{report.metric}{unit}",
         tuple(series),
         comparison(report),
-        marks=marked(report.budget),
+        marks=marked(report.compared_budget),
     )
 
 
