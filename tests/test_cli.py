@@ -467,6 +467,10 @@ CONFIGURATIONS = [
         '[data]\nname = "digit"',
         "unknown dataset 'digit'; known: digits, digit-scenes, cifar10, imagefolder:PATH",
     ),
+    (
+        '[data]\nname = "hw_profiles"',
+        "dataset 'hw_profiles'; did you mean 'imagefolder:hw_profiles'? known: ",
+    ),
     ('[data]\nname = "imagefolder:gone"', "imagefolder:gone: there is no folder gone"),
     ('[data]\nname = "imagefolder:hw_profiles"', "no images in hw_profiles"),
     ('[data]\nname = "gone_module:make"', "'gone_module:make': No module named 'gone_module'; install it"),
@@ -475,6 +479,7 @@ CONFIGURATIONS = [
         '[model]\nname = "digit"',
         "unknown model 'digit'; did you mean 'digits'? known: digits, digit-scenes, cbm-mobilenet",
     ),
+    ('[model]\nname = "resnet18"', "unknown model 'resnet18'; did you mean 'torchvision:resnet18'? known: "),
     ('[model]\nname = "torchvision:resnet19"', "torchvision has no model 'resnet19'; similar names: resnet1"),
     ('[model]\nname = "torchvision:resnet18"', "torchvision's models take 3 channels, the images have 1"),
     ('[model]\nname = "gone_module:make"', "'gone_module:make': No module named 'gone_module'; install it"),
@@ -493,6 +498,7 @@ CONFIGURATIONS = [
             ("repr", "exit", "line 29, failed (SystemExit: 0); finished work is kept"),
         ]
     ),
+    ('device = "cuda"', "unknown device 'cuda' (to train on a GPU: --train-device cuda); known: a10, a100, "),
     ('device = "cpuu"', "unknown device 'cpuu' (did you mean 'cpu'?); known: a10, a100, cpu, cpu-openvino"),
 ]
 

@@ -5,6 +5,7 @@ The validation part, which scores candidates, is split from the training part.
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,7 +70,8 @@ def load_data(
     elif argument:
         train, test, classes = _users_own(config.name)
     else:
-        raise DataError(f"unknown dataset '{config.name}'; known: {', '.join(NAMES)}")
+        meant = f"did you mean 'imagefolder:{config.name}'? " if Path(config.name).is_dir() else ""
+        raise DataError(f"unknown dataset '{config.name}'; {meant}known: {', '.join(NAMES)}")
     _check_settings(config, train)
     if config.augment == MIXING:
         _check_mixing(config, train, classes)

@@ -1,6 +1,7 @@
 """Target devices, one TOML file each: `hw_profiles/NAME.toml` in the working folder, else shipped here."""
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -152,6 +153,8 @@ def profile_file(name: str) -> Path:
     names = known_names()
     near = difflib.get_close_matches(name, names, n=1)
     hint = f" (did you mean '{near[0]}'?)" if near else ""
+    if re.fullmatch(r"(gpu|cuda)(:\d+)?", name.lower()):
+        hint = " (to train on a GPU: --train-device cuda)"
     raise DeviceError(
         f"unknown device '{name}'{hint}; known: {', '.join(names)}. "
         f"A device of your own is one file, {OWN}/{name}.toml"

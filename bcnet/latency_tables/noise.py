@@ -1,4 +1,7 @@
-"""The noise of a latency table. In: whole networks, each timed several times. Out: a fraction or error."""
+"""The noise of a latency table. In: whole networks, each timed several times. Out: a fraction or error.
+
+Also whether so many programs run on a machine that a table will be noisy.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -6,11 +9,24 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from bcnet.errors import TableError
+from bcnet.plain import counted
 
 QUIETER = (
     "stop other work on the machine, keep bcnet on its own cores (taskset), use fewer threads (--threads), "
     "or set a larger `seconds` in the device's hardware profile"
 )
+
+CROWDED = 1.5  # programs that want to run, for each core
+
+
+def crowded(load: float, cores: int) -> str | None:
+    """A message if more programs want to run than a machine's cores can; else None."""
+    if load <= CROWDED * cores:
+        return None
+    return (
+        f"other programs keep this machine busy (load {load:.1f} on {counted(cores, 'core')}): measuring "
+        "takes longer, and the latency table may be too noisy to be used; better stop them first"
+    )
 
 
 def noise_of_networks(times_ms: Iterable[Sequence[float]]) -> float:

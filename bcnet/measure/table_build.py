@@ -4,6 +4,7 @@ Layers are timed inside whole networks, with the runtime's own profile, in passe
 order; whole subnets are timed in between, so that a machine that becomes slower does so for both alike.
 """
 
+import os
 import threading
 import time
 from collections.abc import Mapping, Sequence, Set
@@ -15,7 +16,7 @@ import numpy as np
 from bcnet.errors import NetworkError
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.journal import Entry, Journal
-from bcnet.latency_tables.noise import noise_of_networks, noisy
+from bcnet.latency_tables.noise import crowded, noise_of_networks, noisy
 from bcnet.latency_tables.rows import LayerSpec
 from bcnet.measure.layer_attribution import layers_ms, row_stat
 from bcnet.measure.network_design import networks_with
@@ -83,6 +84,10 @@ class TableBuild:
 
         Raises NetworkError where the runtime can run none of the networks.
         """
+        if not (self.profile.host or self.profile.recording):
+            reason = crowded(os.getloadavg()[0], os.cpu_count() or 1)
+            if reason:
+                say(reason)
         self._prepare()
         for attempt in range(ATTEMPTS):
             if attempt:

@@ -71,6 +71,8 @@ def build_model(config: ModelConfig, in_channels: int, num_classes: int, run: Ru
     else:
         there = (*NETWORKS, *(f"{name}:NAME" for name in LIBRARIES), "package.module:function")
         near = did_you_mean(config.name, NETWORKS, "")
+        if config.name in torchvision_models.names():
+            near = f"did you mean 'torchvision:{config.name}'?"
         raise ModelError(
             f"unknown model '{config.name}'; {near}{' ' if near else ''}known: {', '.join(there)}"
         )

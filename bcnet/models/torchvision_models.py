@@ -17,11 +17,18 @@ from bcnet.progress import working
 MAKES = "torchvision.models.get_model"
 
 
+def names() -> list[str]:
+    """The names of all of torchvision's networks."""
+    from torchvision import models
+
+    return models.list_models()
+
+
 def build(name: str, in_channels: int, num_classes: int, *, pretrained: bool, **args: Any) -> nn.Module:
     """The network for that many classes. Raises ModelError: no such network, or no weights available."""
     from torchvision import models
 
-    known = models.list_models()
+    known = names()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3)
         raise ModelError(f"torchvision has no model '{name}'; similar names: {', '.join(near) or 'none'}")

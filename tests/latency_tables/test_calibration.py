@@ -9,7 +9,7 @@ from bcnet.errors import DeviceError, TableError
 from bcnet.latency_tables.calibration import calibrated, fit_calibration
 from bcnet.latency_tables.failed import FAILED_MS
 from bcnet.latency_tables.model import LatencyModel, LayerSlot
-from bcnet.latency_tables.noise import noise_of_networks, refuse_noisy
+from bcnet.latency_tables.noise import crowded, noise_of_networks, refuse_noisy
 from bcnet.latency_tables.rows import Calibration, LatencyStat, LayerSpec, Row, Session, Setting
 from bcnet.latency_tables.table import LatencyTable
 
@@ -69,6 +69,11 @@ def test_the_noise_is_how_far_the_two_fastest_times_are_apart() -> None:
         TableError, match=r"differed by 43.1%.*accepts 5.0%.*then again; .*table_noise = 0.44"
     ):
         refuse_noisy(0.431, 0.05, "again")
+
+
+def test_a_machine_is_crowded_with_more_than_one_and_a_half_programs_a_core() -> None:
+    assert crowded(3.0, 2) is None
+    assert "busy (load 8.1 on 2 cores): measuring takes longer" in (crowded(8.1, 2) or "")
 
 
 def test_the_faster_time_counts_and_the_difference_is_the_noise() -> None:
