@@ -21,7 +21,7 @@ def names() -> list[str]:
     """The names of all of torchvision's networks."""
     from torchvision import models
 
-    return models.list_models()
+    return list(models.list_models())
 
 
 def build(name: str, in_channels: int, num_classes: int, *, pretrained: bool, **args: Any) -> nn.Module:
