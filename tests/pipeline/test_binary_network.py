@@ -34,11 +34,21 @@ def run(
 
 
 @pytest.mark.parametrize(
-    ("given", "runtime", "binary"),
-    [(False, "onnxruntime", "both"), (True, "openvino", "both"), (True, "openvino", MIXED)],
+    ("given", "runtime", "binary", "precision"),
+    [
+        (False, "onnxruntime", "both", "fp32"),
+        (True, "openvino", "both", "fp32"),
+        (True, "openvino", MIXED, "fp32"),
+        (True, "openvino", MIXED, "int8"),
+    ],
 )
 def test_a_smaller_binary_network_is_delivered_and_verified(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, given: bool, runtime: str, binary: str | list[str]
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: bool,
+    runtime: str,
+    binary: str | list[str],
+    precision: str,
 ) -> None:
     pytest.importorskip(runtime)
     weights = ""
@@ -46,13 +56,15 @@ def test_a_smaller_binary_network_is_delivered_and_verified(
         network = reactnet_small(1, 10, widths=(64,), depths=(2,), binary=binary)
         torch.save(network.state_dict(), "binary.pt")
         weights = 'weights = "binary.pt"\n'
-    config = f'[model]\nname = "reactnet-small"\n{ARGS.format(json.dumps(binary))}\n{weights}{CONFIG}'
+    model = f'[model]\nname = "reactnet-small"\n{ARGS.format(json.dumps(binary))}\n{weights}'
+    config = f'precision = "{precision}"\n{model}{CONFIG}int8_accuracy_tolerance = 0.5\n'
     config = config.replace("[train]\n", '[train]\namp = false\noptimizer = "adamw"\nlearning_rate = 0.002\n')
     sliced, exported = run(folder, monkeypatch, config, runtime)
     assert all(width % 32 == 0 for width in sliced["widths"])
     assert sum(sliced["widths"]) < 3 * 64
     assert exported["verified"]
-    assert exported["top1_agreement"] > 0.99
+    assert exported["precision"] == precision
+    assert exported["top1_agreement"] > (0.99 if precision == "fp32" else 0.5)
     one_bit = "runs/default/export/model-one-bit.onnx"
     assert exported.get("one_bit_file") == (one_bit if runtime == "openvino" else None)
     assert Path(one_bit).exists() == (runtime == "openvino")
