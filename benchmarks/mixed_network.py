@@ -53,7 +53,6 @@ from bcnet.training.checkpoints import CheckpointFile
 from bcnet.training.loop import fit_network
 from bcnet.training.recipe import Recipe
 from bcnet.training.two_steps import PUBLISHED
-from bcnet.traits import PrecisionName
 from bcnet.width_search.budget import Budget
 from bcnet.width_search.scorer import Validation, evaluate_network
 
@@ -140,11 +139,11 @@ class Study:
             fit(given.folder / f"{name}-step-{number}", network, problem.data, recipe)
         return network
 
-    def verified(self, kind: str, chosen: dict[str, Any], precision: PrecisionName) -> dict[str, Any]:
-        """What is found of the network's file at a precision, and its answers to the test images."""
-        network, problem = self.network(kind, chosen), self.problem.at(precision)
+    def verified(self, kind: str, chosen: dict[str, Any], file: Path) -> dict[str, Any]:
+        """What is found of the network's file, and its answers to the test images."""
+        network, problem = self.network(kind, chosen), self.problem
         proto = problem.at_precision(to_onnx(network, problem.data.example(1)))
-        write_file(self.given.folder / file_of(self, kind, precision), proto.SerializeToString())
+        write_file(file, proto.SerializeToString())
         expected = Expected(
             network,
             problem.space,
@@ -154,15 +153,10 @@ class Study:
             chosen["predicted_ms"],
             Budget(self.given.latency_ms),
         )
-        full = self.problem.graph.variant(problem.space.original())
+        full = problem.graph.variant(problem.space.original())
         report = verify(Artifact(proto, full), expected, problem.profile)
         assert report.answers is not None
         return {**report.to_json(), "answers": report.answers.to_json()}
-
-
-def file_of(study: Study, kind: str, precision: str) -> str:
-    """The name of a file: the kind of network, the precision that it was chosen for, and that of the file."""
-    return f"{kind}-for-{study.problem.profile.precision}-at-{precision}.onnx"
 
 
 def kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -225,7 +219,7 @@ def differences(networks: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for first, second in combinations(correct, 2):
         if first.partition("-")[2] != second.partition("-")[2]:
-            continue  # chosen for, or stored at, another precision
+            continue  # at another precision
         figures = paired_difference(correct[first], correct[second], None)
         named = zip(("difference", "low", "high"), figures, strict=True)
         rows.append({"first": first, "second": second} | {key: round(own, 5) for key, own in named})
@@ -240,15 +234,12 @@ def found_by(given: argparse.Namespace) -> dict[str, Any]:
     for precision in given.precisions:
         study = Study(given, opened(given, precision, weights))
         choices[precision] = kept(given.folder / f"choice-{precision}.json", study.chosen)
-        for at in dict.fromkeys((precision, "int8")):
-            for kind in KINDS:
-                own, name = choices[precision][kind], file_of(study, kind, at)
-                make = partial(study.verified, kind, own, at)
-                networks[name.removesuffix(".onnx")] = kept((given.folder / name).with_suffix(".json"), make)
-                files[name.removesuffix(".onnx")] = (
-                    (given.folder / name).read_bytes(),
-                    study.problem.at(at).profile,
-                )
+        for kind in KINDS:
+            name, own = f"{kind}-{precision}", choices[precision][kind]
+            file = given.folder / f"{name}.onnx"
+            make = partial(study.verified, kind, own, file)
+            networks[name] = kept(file.with_suffix(".json"), make)
+            files[name] = file.read_bytes(), study.problem.profile
         load.append(os.getloadavg())
     data = study.problem.data
     return {
@@ -257,7 +248,7 @@ def found_by(given: argparse.Namespace) -> dict[str, Any]:
         "test_images": len(data.test),
         "full_widths": full,
         "choices": choices,
-        "networks": {name: own | {"answers": None} for name, own in networks.items()},
+        "networks": {name: {**own, "answers": None} for name, own in networks.items()},
         "differences": differences(networks),
         "latency_ms": timed(files),
     }
