@@ -131,7 +131,8 @@ def supernet(options: argparse.Namespace, way: Way, seed: int, wanted: Sequence[
 
 def figures(known: Known, choices: Sequence[Sequence[int]], found: dict[str, Any]) -> dict[str, Any]:
     """Of each way its cost, its subnets' mean accuracy, and how it ranks, by either loss."""
-    places, rows = places_of(known.widths, choices), {}
+    places = places_of(known.widths, choices)
+    rows: dict[str, dict[str, Any]] = {}
     values = {
         way: {seed: np.array(list(own["scores"].values())) for seed, own in seeds.items()}
         for way, seeds in found.items()
@@ -184,9 +185,9 @@ def main() -> None:
     options = parser.parse_args()
     known = Known.of_record(options.truth, [])
     problem = open_problem(load_config(options.config, {"train": {"method": options.method}}))
-    asked = {"method": options.method, "rate": options.rate}
+    asked: dict[str, Any] = {"method": options.method, "rate": options.rate}
     asked["config"] = digest([problem.config.model_dump(), problem.inputs()])
-    new = {
+    new: dict[str, Any] = {
         **how_made(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "asked": asked,
