@@ -197,6 +197,7 @@ def main() -> None:
     found = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else new
     if found["asked"] != asked:
         raise SystemExit(f"{RESULT} is of other settings, {found['asked']}: work in another folder")
+    found |= how_made()  # of what continued it last
     for seed in map(str, range(options.seeds)):
         for way in options.ways:
             own, begun = found["supernets"].setdefault(str(way), {}), f"{way.start}, seed {seed}"
