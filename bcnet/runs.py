@@ -293,7 +293,8 @@ class Stage:
     def _own_manifest(self) -> dict[str, Any]:
         path = self.path(MANIFEST)
         if not path.exists():
-            raise ArtifactError(f"{self.folder} holds no finished {self.name}; run `{self.command}` first")
+            run = self.folder.parent
+            raise ArtifactError(f"{run} has no finished {self.name}; run `{self.command}` first")
         manifest = read_json(path, self.command)
         if (
             not isinstance(manifest, dict)

@@ -525,10 +525,10 @@ def test_an_unknown_device_is_answered_with_what_there_is(refused: Refused) -> N
 @pytest.mark.parametrize(
     ("command", "run", "message"),
     [
-        ("search", None, "runs/default/train holds no finished train; run `bcnet train` first"),
-        ("slice", None, "runs/default/train holds no finished train; run `bcnet train` first"),
-        ("export", None, "runs/default/train holds no finished train; run `bcnet train` first"),
-        ("search", "night", "runs/night/train holds no finished train; run `bcnet train --run night` first"),
+        ("search", None, "runs/default has no finished train; run `bcnet train` first"),
+        ("slice", None, "runs/default has no finished train; run `bcnet train` first"),
+        ("export", None, "runs/default has no finished train; run `bcnet train` first"),
+        ("search", "night", "runs/night has no finished train; run `bcnet train --run night` first"),
     ],
 )
 def test_a_stage_before_the_one_it_needs_names_the_command(

@@ -128,7 +128,7 @@ def test_a_stage_says_why_it_must_run_again(stage: Stage) -> None:
 def test_a_stage_without_its_manifest_is_not_finished(stage: Stage) -> None:
     stage.path(MANIFEST).unlink()
     assert stage.outdated(INPUTS) is not None
-    with pytest.raises(ArtifactError, match="train holds no finished train; run `bcnet train` first"):
+    with pytest.raises(ArtifactError, match="has no finished train; run `bcnet train` first"):
         stage.manifest()
 
 

@@ -523,7 +523,7 @@ def test_an_engine_of_an_earlier_search_or_slice_is_refused_wherever_it_lies(
     for engine in (str(ENGINE), "taken/model.engine"):
         line = refused(1, "verify", "--engine", engine)
         assert line == f"bcnet: {engine} was made with another search and slice; {again}"
-    assert "holds no finished search" in refused(1, "verify", "--engine", str(ENGINE), "--run", "other")
+    assert "has no finished search" in refused(1, "verify", "--engine", str(ENGINE), "--run", "other")
 
 
 def test_an_engine_of_another_space_than_the_configured_one_is_refused(

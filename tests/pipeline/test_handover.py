@@ -226,4 +226,4 @@ def test_a_run_without_a_small_network_or_of_another_is_refused(sliced: Path, re
         1, "load"
     )
     Path("runs/default/slice/manifest.json").unlink()
-    assert "runs/default/slice holds no finished slice; run `bcnet slice` first" in refused(1, "load")
+    assert "runs/default has no finished slice; run `bcnet slice` first" in refused(1, "load")

@@ -416,8 +416,8 @@ def test_a_run_says_what_has_changed(project: Path, capfd: pytest.CaptureFixture
     ("command", "missing", "message"),
     [
         ("search", TABLE, "latency_tables/cpu.json is missing; run `bcnet build-lut --device cpu`"),
-        ("slice", RUN / "search/manifest.json", "holds no finished search; run `bcnet search` first"),
-        ("export", RUN / "search/manifest.json", "holds no finished search; run `bcnet search` first"),
+        ("slice", RUN / "search/manifest.json", "has no finished search; run `bcnet search` first"),
+        ("export", RUN / "search/manifest.json", "has no finished search; run `bcnet search` first"),
         ("search", RUN / "train/supernet.jsonl", "supernet.jsonl is missing; run `bcnet train` again"),
     ],
 )
@@ -599,7 +599,7 @@ def test_a_failed_check_is_exit_code_3_and_keeps_the_verified_file(
 
 def test_runs_of_other_names_stand_side_by_side(project: Path, refused: Refused) -> None:
     os.rename(RUN, "runs/night")
-    assert "runs/default/train holds no finished train" in refused(1, "search")
+    assert "runs/default has no finished train" in refused(1, "search")
     done = run_quietly("run", "--run", "night", "--json")
     assert done.code == 0
     assert done.lines[-1] == "report: runs/night/report/report.html"
