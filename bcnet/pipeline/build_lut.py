@@ -244,7 +244,7 @@ def _built(problem: Problem, again: MeasuredAgain | None) -> BuildReport:
     if again is not None and due:
         again.add(problem)
     if report.measured == 0:
-        say(f"{path} lacks none of this network's layers ({report.rows}); nothing measured")
+        say(f"{path} has all {counted(report.rows, 'layer')} of this network; nothing measured")
     if report.failed:
         failed, first = counted(len(report.failed), "layer"), report.failed[0]
         say(
