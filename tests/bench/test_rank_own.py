@@ -1,21 +1,16 @@
 """The benchmark on one's own network, in its smallest form."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.bench.small_networks import CONFIG
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks/rank_own.py"
+from tests.bench.small_networks import CONFIG, run_benchmark
 
 
 def ranked(monkeypatch: pytest.MonkeyPatch, networks: int = 10) -> None:
     given = ["--networks", str(networks), "--epochs", "1", "--passes", "2", "--seeds", "1"]
-    monkeypatch.setattr(sys, "argv", ["rank_own.py", *given])
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+    run_benchmark(monkeypatch, "rank_own.py", *given)
 
 
 def test_random_networks_are_trained_ranked_and_kept(
@@ -38,10 +33,10 @@ def test_random_networks_are_trained_ranked_and_kept(
     before = found["scratch"].pop(first)
     Path("rank_own.json").write_text(json.dumps(found), encoding="utf-8")
     ranked(monkeypatch)
-    told = capsys.readouterr()
-    assert told.err.count("network 1 of 10") == 1
-    assert "network 2 of 10" not in told.err  # those that were kept are not trained again
-    assert told.out.splitlines() == lines
+    printed = capsys.readouterr()
+    assert printed.err.count("network 1 of 10") == 1
+    assert "network 2 of 10" not in printed.err  # those that were kept are not trained again
+    assert printed.out.splitlines() == lines
     assert json.loads(Path("rank_own.json").read_text(encoding="utf-8"))["scratch"][first] == before
     with pytest.raises(SystemExit, match="is of other settings"):
         ranked(monkeypatch, networks=11)

@@ -1,8 +1,6 @@
 """Short trainings of single subnets, in their smallest form."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +8,14 @@ import pytest
 
 from bcnet.space.width_space import Widths
 from tests.bench import small_networks
+from tests.bench.small_networks import run_benchmark
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks/short_trainings.py"
 CONFIG = small_networks.CONFIG.replace("[train]", '[train]\nmethod = "unilateral"\nepochs = 1')
 
 
 def corrected(monkeypatch: pytest.MonkeyPatch, count: int = 6) -> None:
     given = ["--truth", "truth.json", "--others", "others.json", "--count", str(count)]
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    monkeypatch.setattr(sys, "argv", ["short_trainings.py", *given])
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+    run_benchmark(monkeypatch, "short_trainings.py", *given)
 
 
 def test_subnets_are_trained_shortly_and_kept(

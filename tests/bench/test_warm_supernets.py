@@ -1,24 +1,18 @@
 """Supernets that start from a trained network, in their smallest form."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from tests.bench.small_networks import CONFIG
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks/warm_supernets.py"
+from tests.bench.small_networks import CONFIG, run_benchmark
 
 
 def ranked(monkeypatch: pytest.MonkeyPatch, rate: float = 1e-9) -> None:
     given = ["--truth", "truth.json", "--ways", "0+1", "2+1", "--rate", str(rate), "--seeds", "1"]
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    monkeypatch.setattr(sys, "argv", ["warm_supernets.py", *given])
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+    run_benchmark(monkeypatch, "warm_supernets.py", *given)
 
 
 def test_supernets_start_from_the_trained_network_and_are_kept(
@@ -48,9 +42,9 @@ def test_supernets_start_from_the_trained_network_and_are_kept(
     before = found["supernets"]["2+1"].pop("0")
     Path("warm_supernets.json").write_text(json.dumps(found), encoding="utf-8")
     ranked(monkeypatch)
-    told = capsys.readouterr()
-    assert "whole network" not in told.err  # it is not trained again
-    assert json.loads(told.out) == shown
+    printed = capsys.readouterr()
+    assert "whole network" not in printed.err  # it is not trained again
+    assert json.loads(printed.out) == shown
     again = json.loads(Path("warm_supernets.json").read_text(encoding="utf-8"))["supernets"]["2+1"]["0"]
     assert again["scores"] == before["scores"]
     with pytest.raises(SystemExit, match="is of other settings"):
@@ -61,8 +55,6 @@ def test_supernets_start_from_the_trained_network_and_are_kept(
 def test_a_way_that_cannot_be_is_refused(
     way: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    monkeypatch.setattr(sys, "argv", ["warm_supernets.py", "--truth", "truth.json", f"--ways={way}"])
     with pytest.raises(SystemExit):
-        runpy.run_path(str(SCRIPT), run_name="__main__")
+        run_benchmark(monkeypatch, "warm_supernets.py", "--truth", "truth.json", f"--ways={way}")
     assert f"'{way}' is not as 8+16" in capsys.readouterr().err
