@@ -2,6 +2,9 @@
 
     python benchmarks/rank_own.py --config bcnet.toml --networks 60 --epochs 20 --passes 24
 
+`--methods` are values of train.method, or presets: these bring their own steps and their own number of
+choices, down to the narrowest one of the configuration at least.
+
 In an empty folder: trains supernets of so many passes over the training images, of each method and seed,
 scores random networks in them, trains each of these from scratch for so many epochs, tests it, and prints
 Kendall's tau with the accuracy from scratch: of accuracy and loss on all images, as they are and as expected
@@ -20,6 +23,7 @@ import numpy as np
 
 from bcnet.bench.channel_bench_macro import ranking
 from bcnet.config import Config, load_config
+from bcnet.config.presets import PRESETS
 from bcnet.pipeline.finished import trained_supernets
 from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.search_inputs import by_loss_of, scoring
@@ -80,6 +84,25 @@ def in_supernet(config: Config, name: str, wanted: list[Widths]) -> dict[str, li
     return found
 
 
+def sections(config: Config, name: str, passes: int, seed: int) -> dict[str, dict[str, Any]]:
+    """What a supernet of that method or preset is trained with: as many epochs as fit into the passes."""
+    preset = PRESETS.get(name, {})
+    training = {"method": name, **preset.get("train", {})}
+    space = dict(preset.get("space", {}))
+    if "min_width" in space:
+        space["min_width"] = min(space["min_width"], config.space.min_width)
+    own = config.train.model_copy(update=training)
+    an_epoch = StepPlan.of(own).passes(len(SUPERNETS[own.method].sides)) * own.supernets
+    epochs = max(1, round(passes / an_epoch))
+    return {"": {"seed": seed}, "train": {**training, "epochs": epochs}, "space": space}
+
+
+def offered(config: Config, wanted: Sequence[Widths]) -> bool:
+    """Whether all these widths are choices of the configured space."""
+    choices = open_problem(config, pixels=False).choices
+    return all(own in group for widths in wanted for own, group in zip(widths, choices, strict=True))
+
+
 def key(widths: Widths) -> str:
     return "-".join(map(str, widths))
 
@@ -134,20 +157,13 @@ def main() -> None:
     found = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else new
     if found["asked"] != asked:
         raise SystemExit(f"{RESULT} is of other settings, {found['asked']}: work in another folder")
-    wanted, choices = networks(open_problem(config).space, options.networks), open_problem(config).choices
+    wanted = networks(open_problem(config).space, options.networks)
     for seed in range(options.seeds):
         for method in options.methods:
             name = f"{method}-{seed}"
-            plan = StepPlan.of(config.train.model_copy(update={"method": method}))
-            each = plan.passes(len(SUPERNETS[method].sides)) * config.train.supernets
-            epochs = max(1, round(options.passes / each))
-            own = load_config(
-                options.config, {"": {"seed": seed}, "train": {"method": method, "epochs": epochs}}
-            )
-            if open_problem(own).choices != choices:
-                raise SystemExit(
-                    f"{method} offers other widths than {config.train.method}: leave it out of --methods"
-                )
+            own = load_config(options.config, sections(config, method, options.passes, seed))
+            if not offered(own, wanted):
+                raise SystemExit(f"{method} does not offer the networks' widths: leave it out of --methods")
             if name not in found["supernets"]:
                 found["supernets"][name] = in_supernet(own, name, wanted)
                 write_file(RESULT, json_bytes(found))

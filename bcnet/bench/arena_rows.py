@@ -10,7 +10,7 @@ from bcnet.bench.outside import COMPETITORS
 from bcnet.errors import UsageError
 from bcnet.methods.group_fisher import NormalisedBy
 from bcnet.plain import counted
-from bcnet.registry import AUTO, METHODS, Method, auto_methods, own_methods
+from bcnet.registry import AUTO, METHODS, SUPERNETS, Method, auto_methods, own_methods
 from bcnet.space.importance import CRITERIA, Criterion
 
 ORIGINAL = "original"
@@ -22,7 +22,8 @@ SUPERNET = re.compile(r"supernet, ([1-9]\d{0,3}) pass(es)?")
 class Row:
     """One way to make a network smaller.
 
-    `method` finds the widths: `auto`, a method of `search.method`, or a competitor, which gives weights, too.
+    `method` finds the widths: `auto`, a method of `search.method`, one of `train.method` in a supernet of its
+    own, or a competitor, which gives weights, too.
     Weights are those of the original by the best of `criteria`, or freshly initialised with `scratch`; a
     method that trains provides its own. `prune_by` is what group-fisher divides information by. With
     `supernet_passes`, they come from a supernet initialised with the original's weights and trained for that
@@ -57,13 +58,20 @@ class Row:
         return self.method in COMPETITORS
 
     @property
+    def searched(self) -> bool:
+        """Whether widths are searched in a supernet."""
+        return self.method in SUPERNETS.names()
+
+    @property
     def chosen_among(self) -> tuple[str, ...]:
         """The names of the methods whose networks are compared, where there are several."""
         return () if self.outside or len(self.methods) < 2 else tuple(own.name for own in self.methods)
 
     @property
     def methods(self) -> tuple[Method, ...]:
-        """The methods that propose widths."""
+        """The methods that propose widths; none where they are searched in a supernet."""
+        if self.searched:
+            return ()
         return auto_methods() if self.method == AUTO else (METHODS[self.method],)
 
 
@@ -79,6 +87,7 @@ ROWS: dict[str, Row] = {
         Row("group-fisher, macs", "group-fisher", prune_by="macs"),
         Row("group-fisher, memory", "group-fisher", prune_by="memory"),
         *(_of_supernet(passes) for passes in (2, 4)),
+        *(Row(name, name) for name in SUPERNETS.own()),
         Row("uniform, l1", "uniform", ("l1",)),
         Row("uniform (from scratch)", "uniform", scratch=True),
         *(Row(name, name) for name in COMPETITORS),
@@ -95,7 +104,7 @@ def rows_of(names: tuple[str, ...], plain: bool = False) -> tuple[Row, ...]:
     for name in names or ROWS:
         plainly = name.removesuffix(PLAIN)
         own = ROWS.get(plainly)
-        if own is None and plainly in METHODS.names():
+        if own is None and plainly in (*METHODS.names(), *SUPERNETS.names()):
             own = Row(plainly, plainly)  # of another package
         if own is None and (passes := SUPERNET.fullmatch(plainly)):
             own = _of_supernet(int(passes[1]))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bcnet.bench.arena_rows import Row
+from bcnet.bench.arena_search import searched_widths
 from bcnet.bench.arena_supernet import trained_supernet
 from bcnet.bench.kept import Kept
 from bcnet.bench.outside import COMPETITORS
@@ -106,7 +107,11 @@ class Starts:
         if row.outside:
             return self._outside(row.method, share).about
         self._check_passes(row)
-        found = self._allocated(row, share)
+        if row.searched:
+            problem, method = self.problem, row.method
+            found = searched_widths(self.run, problem, method, percent(share), self.folder)
+        else:
+            found = self._allocated(row, share)
         if row.supernet_passes:
             self._supernet(row.supernet_passes)
         elif not (row.scratch or row.pruned):

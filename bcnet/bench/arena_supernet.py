@@ -11,7 +11,7 @@ from pathlib import Path
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.supernet_start import first_state
 from bcnet.pipeline.teacher import supernet_objective
-from bcnet.pipeline.train_network import first_rate
+from bcnet.pipeline.train_network import FINE_TUNING_RATE
 from bcnet.pipeline.train_supernet import train
 from bcnet.pipeline.training_file import CheckpointFiles, Finished, finished_files, load_finished
 from bcnet.plain import counted
@@ -23,11 +23,13 @@ from bcnet.training.step_plan import STEPS
 
 def trained_supernet(problem: Problem, passes: int, folder: Path, inputs: str) -> Supernet:
     """The supernet in `folder` that was trained for `passes` passes; trained now if it is not there yet."""
-    name, own = f"supernet-{passes}.safetensors", {"inputs": inputs, "passes": str(passes)}
+    name = f"supernet-{passes}.safetensors"
+    # A configured rate is that of networks trained from scratch, which would ruin trained weights.
+    own = {"inputs": inputs, "passes": str(passes), "rate": str(FINE_TUNING_RATE)}
     supernet = Supernet(problem.model, problem.space, {})
     found = load_finished(folder / name, own)
     if found is None:
-        recipe = Recipe.of(problem.config, passes, first_rate(problem))
+        recipe = Recipe.of(problem.config, passes, FINE_TUNING_RATE)
         checkpoints = CheckpointFiles(folder / f"unfinished-{name}", own)
         result = train(
             replace(supernet, state=first_state(problem, problem.model, recipe)),

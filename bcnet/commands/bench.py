@@ -178,8 +178,8 @@ def arena(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A row: auto, a method of search.method, 'uniform, l1', 'uniform (from scratch)' or a "
-            "competitor; ', no distillation' may follow. May be repeated; default: all.",
+            help="A row: auto, a method of search.method or train.method, 'uniform, l1', 'uniform (from "
+            "scratch)' or a competitor; ', no distillation' may follow. May be repeated; default: all.",
         ),
     ] = None,
     without_distillation: Annotated[

@@ -119,6 +119,17 @@ def lead(work: Callable[[Run, Any], R], run: Run, problem: Any) -> R | None:
             _leader = None
 
 
+@contextmanager
+def by_itself() -> Iterator[None]:
+    """Work of the first process that the others take no part in, as on a run and a problem of its own."""
+    global _leader
+    leader, _leader = _leader, None
+    try:
+        yield
+    finally:
+        _leader = leader
+
+
 @dataclass(frozen=True)
 class _List:
     """A list that is shared out."""

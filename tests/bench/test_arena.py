@@ -17,6 +17,7 @@ from bcnet.bench import arena, arena_rows
 from bcnet.bench.arena_cells import Cell, Networks
 from bcnet.bench.arena_report import as_text, interval, paired, report_of
 from bcnet.bench.arena_rows import PLAIN, ROWS, rows_of
+from bcnet.bench.arena_search import supernet_config
 from bcnet.bench.outside_job import Failed, NotInstalled, package
 from bcnet.cli import main
 from bcnet.config import load_config
@@ -25,11 +26,12 @@ from bcnet.pipeline import fine_tuning
 from bcnet.pipeline.open_problem import open_problem
 from bcnet.registry import auto_methods
 from bcnet.sealed import unseal_tensors
+from bcnet.space.importance import CRITERIA
 from bcnet.training.recipe import Recipe
 from bcnet.width_search.inherit import Original
 
 FOLDER = Path("runs/arena/bench/arena")
-OWN = ("auto", "group-fisher", "supernet, 1 pass", "uniform, l1", "uniform (from scratch)")
+OWN = ("auto", "group-fisher", "supernet, 1 pass", "bcnet", "uniform, l1", "uniform (from scratch)")
 TOML = '[model]\nweights = "trained.pt"\n' + CONFIG.replace("[search]", "[search]\nprune_epochs = 1")
 COMMAND = ["bench", "arena", "--budgets", "70%", *(word for row in OWN for word in ("--row", row))]
 
@@ -75,6 +77,7 @@ def test_all_rows_are_run_to_the_same_end_and_compared_with_the_original(here: P
         f"the {side} side of a supernet trained for 1 of the passes" for side in ("left", "right")
     ]
     assert rows["supernet, 1 pass"]["widths"] == rows["auto"]["widths"]
+    assert rows["bcnet"]["source"] in (*CRITERIA, "iterative-taylor")  # the original's channels
     assert rows["uniform, l1"]["widths"] == rows["uniform (from scratch)"]["widths"]
     assert rows["uniform (from scratch)"]["source"].startswith("from scratch")
     assert sum(row["best"] for row in budget["rows"]) == 1
@@ -89,6 +92,33 @@ def test_each_cell_has_its_network_and_which_images_it_answers_correctly(here: P
     assert auto["found_by"] in [own.name for own in auto_methods()]
     assert auto["measured_ms"] <= 0.7 * auto["original_ms"] * 1.001
     assert auto["distilled"]
+
+
+def test_widths_of_a_supernet_are_those_that_its_search_finds(here: Path) -> None:
+    cell = next(own for own in report()["cells"] if own["row"] == "bcnet")
+    found = json.loads((FOLDER / "supernets/bcnet/search-70/result.json").read_text(encoding="utf-8"))
+    assert cell["widths"] == found["best"]["widths"]
+    assert cell["found_by"] == "bcnet, a supernet of 2 passes"
+    assert found["budget"]["share"] == 0.7
+    assert found["margin"] == 0
+
+
+def test_every_supernet_of_the_arena_gets_as_many_passes() -> None:
+    config = load_config(None, {"train": {"epochs": 24}, "search": {"latency_ms": 5.0}})
+    for method, epochs in (("bcnet", 12), ("unilateral", 24), ("psenet", 24), ("cafenet", 24)):
+        own, passes = supernet_config(config, method, "50%")
+        assert (own.train.method, own.train.epochs, passes) == (method, epochs, "24 passes")
+        assert own.search.budgets == {"latency": "50%"}
+        assert own.search.method == "evolution"
+
+
+def test_a_supernet_that_cannot_be_trained_as_configured_is_left_out(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ["--row", "psenet", "--run", "other", "--json", "--set", "train.step=distilled"]
+    assert main(["bench", "arena", "--budgets", "70%", *rows]) == 0
+    found = json.loads(capsys.readouterr().out)["budgets"][0]
+    assert "with psenet each path has a part of its own" in found["omitted"]["psenet"]
 
 
 def test_the_table_fits_100_columns_and_the_figure_has_every_row(here: Path) -> None:

@@ -40,3 +40,14 @@ def test_random_networks_are_trained_ranked_and_kept(
     assert json.loads(Path("rank_own.json").read_text(encoding="utf-8"))["scratch"][first] == before
     with pytest.raises(SystemExit, match="is of other settings"):
         ranked(monkeypatch, networks=11)
+
+
+def test_a_preset_trains_by_its_own_steps_in_a_space_that_has_the_networks(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("bcnet.toml").write_text(CONFIG, encoding="utf-8")
+    given = ["--networks", "8", "--epochs", "1", "--passes", "2", "--seeds", "1"]
+    run_benchmark(monkeypatch, "rank_own.py", *given, "--methods", "bcnetv2-paper")
+    assert "| bcnetv2-paper-0 | " in capsys.readouterr().out
+    space = json.loads(Path("runs/bcnetv2-paper-0/train/space.json").read_text(encoding="utf-8"))
+    assert {len(group["choices"]) for group in space["groups"]} == {4}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from steady_run import SEED, Commands, essence, new_folder, rounds
-from trained_run import ARENA, TrainedRun, trained_folder
+from trained_run import ARENA, ROWS, TrainedRun, trained_folder
 
 pytest_plugins = ("fault_fixtures",)
 KILLED = 137
@@ -154,7 +154,7 @@ def test_two_processes_make_the_arena_that_one_does(
 ) -> None:
     whole = trained_run("auto", *ARENA).folder
     wanted = arena_of(whole)
-    assert len(wanted["rows"]) == 2 * len(("original", "uniform, l1", "group-fisher"))
+    assert len(wanted["rows"]) == 2 * len(("original", *ROWS))
     assert wanted["left"] == []
     folder = before_arena(whole, tmp_path / "folder")
     answer = commands(folder, *ARENA, processes=2)

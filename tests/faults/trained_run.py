@@ -13,7 +13,8 @@ import torch
 from steady_run import CONFIG, NET, new_folder
 
 WEIGHTS = 'name = "net:net"\nweights = "trained.pt"'
-ARENA = "bench", "arena", "--budgets", "75%", "--row", "uniform, l1", "--row", "group-fisher"
+ROWS = "uniform, l1", "group-fisher", "unilateral"
+ARENA = "bench", "arena", "--budgets", "75%", *(word for row in ROWS for word in ("--row", row))
 CONTINUED = r"/(checkpoint|scores|uniform|pruned|state)[^/]*\.(safetensors|jsonl)"
 
 

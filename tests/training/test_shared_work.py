@@ -15,7 +15,7 @@ from bcnet.errors import BcnetError, BudgetError, TrainingError
 from bcnet.runs import Run
 from bcnet.training import shared_work
 from bcnet.training.distributed import average, connected, world
-from bcnet.training.shared_work import Shared, each, in_all, lead
+from bcnet.training.shared_work import Shared, by_itself, each, in_all, lead
 
 
 class Counter:
@@ -139,6 +139,19 @@ def averaged(run: Run, problem: Any, own: str) -> tuple[str, float, int]:
     average([value])
     (run.folder / own).write_text(own)
     return run.folder.name, float(value), world().size
+
+
+def without_the_others(run: Run, problem: Any) -> Any:
+    with by_itself():
+        trained = averaged(run, problem, own="alone")
+        ranks = {rank for _, rank in shared(Counter.answer, list(range(6)))}
+    return trained[1:], ranks, averaged(run, problem, own="together")[2]
+
+
+def test_the_first_process_can_work_by_itself_for_a_while(tmp_path: Path) -> None:
+    found, other = in_processes(2, led, without_the_others, tmp_path)
+    assert other is None
+    assert found == ((0.0, 1), {0}, 2)
 
 
 def called_in_all(run: Run, problem: Any) -> Any:
