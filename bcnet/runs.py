@@ -390,7 +390,7 @@ class Run:
 
     def stage(self, name: str) -> Stage:
         """The folder of the stage called `name`."""
-        words = ["bcnet", "run" if name == "compare" else name]
+        words = ["bcnet", *(("run", "--compare") if name == "compare" else (name,))]
         words += [] if self.folder.name == "default" else ["--run", self.folder.name]
         words += [] if self.config is None else ["--config", str(self.config)]
         return Stage(self.folder / name, name, shlex.join(words))

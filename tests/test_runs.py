@@ -295,7 +295,7 @@ def test_a_finished_stage_can_be_moved(stage: Stage, tmp_path: Path) -> None:
         ("default", "train", "bcnet train"),
         ("default", "build-lut", "bcnet build-lut"),
         ("night", "search", "bcnet search --run night"),
-        ("night", "compare", "bcnet run --run night"),
+        ("night", "compare", "bcnet run --compare --run night"),
     ],
 )
 def test_a_stage_knows_its_folder_and_its_command(run: str, stage: str, command: str) -> None:

@@ -23,7 +23,7 @@ from bcnet.report.found import Found, Problem, TuningEpoch, found_in
 from bcnet.report.headline import accuracy_lost, headline, reference, speedup
 from bcnet.report.layers import LayerTime, Prices, Step
 from bcnet.report.reasons import Reason, reasons_of
-from bcnet.report.repeat import commands_of, deployment_of, environment_of
+from bcnet.report.repeat import commands_of, deployment_of, environment_of, run_again
 from bcnet.runs import Run
 from bcnet.show.comparison import difference_lines
 from bcnet.width_search.latency_budget import LatencyBudget
@@ -265,6 +265,9 @@ def _notes(found: Found) -> tuple[str, ...]:
             notes.append(
                 f"its widths are better when trained from scratch: set {lines} under [slice], and run again"
             )
+    if found.uncompared:
+        command = run_again(found, compared=True)
+        notes.append(f"a comparison with other networks was not asked for; `{command}` makes it")
     return tuple(note for note in notes if note)
 
 

@@ -89,6 +89,12 @@ class Found:
         """Whether the latencies are from an estimated table."""
         return isinstance(self.table, EstimateSummary) or bool(self.search and self.search.estimate)
 
+    @property
+    def uncompared(self) -> bool:
+        """Whether a comparison could be made, but was not asked for: nothing is missing then."""
+        verified = self.export is not None and self.export.verified and self.failed is None
+        return verified and not _is_begun(self.run.stage("compare"))
+
     def is_outdated(self, stage: str) -> bool:
         """Whether this stage was made from results that have been replaced since."""
         return any(own.kind == "outdated" and own.stage == stage for own in self.problems)
@@ -122,9 +128,11 @@ class _Reader:
         """Note what is missing or outdated."""
         done = [name for name in STAGES if self.run.stage(name).path(MANIFEST).exists()]
         for name in STAGES:
-            command = self.run.stage(name).command
-            if name not in done:
-                self.note("missing", name, f"{name} has not been done; run `{command}`")
+            own = self.run.stage(name)
+            if name in done or (name == "compare" and not _is_begun(own)):  # which has to be asked for
+                continue
+            what = "is not finished" if _is_begun(own) else "has not been done"
+            self.note("missing", name, f"{name} {what}; run `{own.command}`")
         for name in done:
             stale = self.attempt(name, lambda name=name: outdated(self.run, name, done))  # type: ignore[misc]
             if stale:
@@ -162,6 +170,11 @@ def found_in(run: Run) -> Found:
     reader.state_of_stages()
     ordered = sorted(reader.problems, key=lambda own: own.kind not in VERDICTS)
     return Found(**{**vars(found), "problems": tuple(ordered)})
+
+
+def _is_begun(stage: Stage) -> bool:
+    """Whether a stage has left any file: it is finished, or was stopped."""
+    return stage.folder.is_dir() and any(stage.folder.iterdir())
 
 
 def _table(stage: Stage) -> TableSummary | EstimateSummary:

@@ -26,8 +26,15 @@ def environment_of(found: Found) -> dict[str, str]:
 
 def commands_of(found: Found) -> tuple[str, ...]:
     """The command that repeats the run, and those of its parts."""
-    search, run = found.search, found.run
-    words = shlex.split(run.stage("compare").command)
+    singly = [found.run.stage(name).command for name in ("train", "build-lut", "search", "slice", "export")]
+    return (run_again(found, compared=found.compare is not None), *singly)
+
+
+def run_again(found: Found, *, compared: bool) -> str:
+    """The command that repeats the whole run, with the comparison wherever one is `compared`."""
+    search = found.search
+    words = shlex.split(found.run.stage("compare").command)
+    words = words if compared else [word for word in words if word != "--compare"]
     own = (search.target or {}).get("precision") if search else None
     for each in search.precisions or () if search else ():
         words += [] if each.precision == own else ["--precisions", each.precision]
@@ -42,8 +49,7 @@ def commands_of(found: Found) -> tuple[str, ...]:
         elif search.min_accuracy is not None:
             words += ["--min-accuracy", f"{search.min_accuracy:g}"]
         words += ["--seed", str(search.seed)]
-    singly = [run.stage(name).command for name in ("train", "build-lut", "search", "slice", "export")]
-    return (shlex.join(words), *singly)
+    return shlex.join(words)
 
 
 def _budget_options(search: SearchSummary, budget: LatencyBudget, found: Found) -> list[str]:

@@ -109,19 +109,47 @@ def test_an_estimated_table_is_stated(run: Run) -> None:
 
 
 def test_what_is_missing_and_what_is_outdated_is_stated_with_the_command(run: Run) -> None:
-    shutil.rmtree(RUN / "compare")
+    shutil.rmtree(RUN / "build-lut")
     rewrite(run, "search", "result.json", seed=8)
     found = report(run)
-    assert kinds(found) == [("missing", "compare"), ("outdated", "slice"), ("outdated", "export")]
-    assert found.problems[0].text == "compare has not been done; run `bcnet run`"
+    assert kinds(found) == [
+        ("missing", "build-lut"),
+        ("outdated", "slice"),
+        ("outdated", "export"),
+        ("outdated", "compare"),
+    ]
+    assert found.problems[0].text == "build-lut has not been done; run `bcnet build-lut`"
+    assert found.problems[-1].text.endswith("; run `bcnet run --compare`")
     assert found.headline.startswith("Outdated: ")
     assert not found.verified
+
+
+def test_a_comparison_that_nobody_asked_for_is_a_note_with_its_command_and_no_problem(run: Run) -> None:
+    shutil.rmtree(RUN / "compare")
+    found = report(run)
+    options = "--device cpu --batch 1 --threads 1 --precision fp32 --latency 75% --seed 0"
+    command = f"bcnet run --compare {options}"
+    note = f"a comparison with other networks was not asked for; `{command}` makes it"
+    assert found.problems == ()
+    assert found.notes[-1] == note
+    assert found.commands[0] == f"bcnet run {options}"
+    rewrite(run, "export", "verify.json", verified=False, not_verified="no device", verify_with="copy it")
+    found = report(run)
+    assert kinds(found) == [("unverified", "export")]
+    assert note not in found.notes  # nor could there be one
+
+
+def test_a_comparison_that_was_stopped_is_not_finished(run: Run) -> None:
+    (RUN / "compare/manifest.json").unlink()
+    found = report(run)
+    assert [own.text for own in found.problems] == ["compare is not finished; run `bcnet run --compare`"]
+    assert not any("not asked for" in note for note in found.notes)
 
 
 def test_a_run_in_which_nothing_is_done_is_reported_as_such(folder: Path) -> None:
     found = report(Run.named("none"))
     assert found.headline == "Nothing has been searched yet."
-    assert [own.kind for own in found.problems] == ["unverified"] + ["missing"] * 6
+    assert [own.kind for own in found.problems] == ["unverified"] + ["missing"] * 5
 
 
 def test_a_damaged_result_is_stated_and_all_others_are_shown(run: Run) -> None:
@@ -271,5 +299,5 @@ def test_the_lines_to_paste_run_the_files_of_all_devices(run: Run) -> None:
 
 def test_the_command_to_repeat_names_device_budget_and_seed(run: Run) -> None:
     assert report(run).commands[0] == (
-        "bcnet run --device cpu --batch 1 --threads 1 --precision fp32 --latency 75% --seed 0"
+        "bcnet run --compare --device cpu --batch 1 --threads 1 --precision fp32 --latency 75% --seed 0"
     )

@@ -46,11 +46,13 @@ class Page(HTMLParser):
         self.values: list[str] = []
         self.loaded: list[str] = []
         self.tags: list[str] = []
+        self.classes: list[str | None] = []
         self._of: str | None = None
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         own = dict(attrs)
+        self.classes.append(own.get("class"))
         self.tags.append(tag)
         self.loaded += [str(own[key]) for key in ("src", "href", "action") if key in own]
         if own.get("class") == "plot":
@@ -116,7 +118,9 @@ def test_runs_stand_side_by_side(project: Path, capfd: pytest.CaptureFixture[str
     assert [trace["name"] for trace in own.data["all-runs"]["data"]] == ["default", "other"]
     assert {"run0-networks", "run0-search", "run1-search"} <= set(own.figures)
     assert "run1-networks" not in own.figures
-    assert '<div class="problems" role="alert"><ul>\n<li>compare has not been done' in text
+    assert "problems" not in own.classes
+    assert '<ul class="notes">\n' in text
+    assert "<li>a comparison with other networks was not asked for; `bcnet run --compare --run other " in text
 
 
 def test_names_of_users_are_text_and_never_elements(project: Path) -> None:
