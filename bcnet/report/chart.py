@@ -12,6 +12,7 @@ Cell = str | int | float | None
 Role = Literal["found", "original", "uniform", "front", "other", "open"]
 
 Marker = Literal["circle", "square", "diamond"]
+COUNTS = ("parameters", "MACs")  # headings of columns in which every count has three digits and a unit
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,11 @@ class Chart:
 
 
 def cell(value: Cell, heading: str = "") -> str:
-    """A table cell as text: milliseconds (if the heading says so), four significant digits, short counts."""
+    """A table cell as text: milliseconds and `COUNTS` by their heading, else four significant digits."""
     if value is None:
         return "\N{EN DASH}"
     if isinstance(value, float):
         return milliseconds(value) if heading.endswith("(ms)") else f"{value:.4g}"
     if isinstance(value, int):
-        return short_count(value) if value >= 100_000 else str(value)
+        return short_count(value) if heading in COUNTS else str(value)
     return value

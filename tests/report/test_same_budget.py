@@ -1,4 +1,4 @@
-"""A budget reads the same wherever it is printed: one type holds it, and one function makes text of it."""
+"""Budgets, parameters and MACs read the same wherever they are printed: one function makes text of each."""
 
 import json
 
@@ -79,6 +79,20 @@ def test_the_page_of_several_runs_has_the_same_digits_in_its_table_and_its_figur
     assert f'"text":"{SHOWN}"' in text
     assert '"text":"p90 budget 8.000 ms"' in text
     assert 'data-value="0.412345">0.412</td>' in text
+
+
+@pytest.mark.usefixtures("folder")
+def test_all_numbers_of_parameters_and_macs_in_a_report_have_one_form() -> None:
+    run = finished("a", ASKED)
+    found = comparison(
+        compared("original", 0.67, None, params=223_118, macs=4_100_352),
+        compared("found (inherited)", 0.39, params=89_386, macs=946),
+    )
+    run.stage("compare").finish({}, {found.FILE: json_bytes(found.to_json())})
+    (table,) = (own.table for own in charts(run_report(run, "none", {})) if own.name == "networks")
+    at = [table.headings.index(name) for name in ("parameters", "MACs")]
+    shown = [[cell(row[n], table.headings[n]) for n in at] for row in table.rows]
+    assert shown == [["223k", "4.10M"], ["89.4k", "946"]]
 
 
 @pytest.mark.parametrize(
