@@ -6,7 +6,6 @@ Results go to stdout (one JSON object with --json), progress and messages to std
 ended by SIGTERM and SIGHUP.
 """
 
-import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -34,7 +33,7 @@ from bcnet.commands.slice import slice_
 from bcnet.commands.time import time_file
 from bcnet.commands.train import train
 from bcnet.commands.usage import PlainCommand
-from bcnet.errors import BcnetError, UsageError, one_line, raised_by_user
+from bcnet.errors import BcnetError, UsageError, message_of, one_line, raised_by_user
 from bcnet.plain import LONGEST, plain
 from bcnet.processes import refuse_several, these
 from bcnet.signals import as_interrupts
@@ -132,12 +131,7 @@ def _run(given: list[str], received: Sequence[int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        where = f" {plain(str(error.filename))}" if error.filename else ""
-        hint = "; free some space" if error.errno == errno.ENOSPC else ""
-        print(
-            f"bcnet: cannot write or read{where}: {error.strerror or error}{hint}; finished work is kept",
-            file=sys.stderr,
-        )
+        print(f"bcnet: {message_of(error)}; finished work is kept", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, typer.Abort):
         raise

@@ -17,6 +17,8 @@ BcnetError (exit 1)
 └── NotVerified (exit 4)   done, but its latency could not be verified here
 """
 
+import errno
+import os
 import re
 import sysconfig
 import traceback
@@ -139,6 +141,34 @@ def text_of(cause: BaseException) -> str:
         return str(cause)
     except FOREIGN:
         return ""
+
+
+def message_of(error: BcnetError | OSError) -> str:
+    """The line that is shown of an error. For a file or folder: its path, what is wrong, and what to do where
+    the disk is full or nothing can be written."""
+    if isinstance(error, BcnetError):
+        return str(error)
+    where = f" {plain(os.fsdecode(error.filename))}" if isinstance(error.filename, str | bytes) else ""
+    return f"cannot write or read{where}: {error.strerror or error}{_remedy(error)}"
+
+
+def _remedy(error: OSError) -> str:
+    elsewhere = "run in a folder that you can write to"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "; free some space"
+    if error.errno == errno.EROFS:
+        return f"; {elsewhere}"
+    if error.errno in (errno.EACCES, errno.EPERM) and isinstance(error.filename, str):
+        return f"; change the permissions of {plain(_denying(Path(error.filename)))}, or {elsewhere}"
+    return ""
+
+
+def _denying(path: Path) -> str:
+    """The file or folder that cannot be read, else the folder in which this path cannot be written."""
+    if os.path.exists(path) and not os.access(path, os.R_OK):  # unlike Path.exists, it raises nothing
+        return str(path)
+    folder = next((own for own in path.parents if os.path.isdir(own)), path)
+    return "this folder" if folder == Path() else str(folder)
 
 
 def raised_by_user(cause: BaseException) -> str | None:

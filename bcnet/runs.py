@@ -114,7 +114,8 @@ def write_files(files: Mapping[Path, Content], obsolete: Iterable[Path] = ()) ->
             raise OSError(cause.errno, cause.strerror, str(target)) from cause
         finally:
             for temporary, _ in pending:
-                temporary.unlink(missing_ok=True)
+                with suppress(OSError):  # in a read-only folder, of which the error above names the target
+                    temporary.unlink(missing_ok=True)
 
 
 def _temporary(target: Path, pending: list[tuple[Path, Path]]) -> int:

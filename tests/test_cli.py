@@ -1,5 +1,6 @@
 """The command line without a finished run: help, wrong input, interruption."""
 
+import contextlib
 import importlib.metadata
 import itertools
 import json
@@ -550,6 +551,28 @@ def test_a_file_where_a_folder_is_needed_is_explained(refused: Refused, command:
     configure()
     Path(blocked).write_text("in the way", encoding="utf-8")
     assert f"cannot write or read {blocked}" in refused(1, command)
+
+
+@pytest.fixture
+def read_only(folder: Path) -> Iterator[None]:
+    """A working folder in which nothing can be written, not even by root."""
+    own = folder / "read-only"
+    own.mkdir(mode=0o555)
+    mounted = os.access(own, os.W_OK)
+    command = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(own)]
+    if mounted and subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("needs to mount a file system")
+    with contextlib.chdir(own):
+        yield
+    if mounted:
+        subprocess.run(["umount", "--lazy", str(own)], check=True)
+
+
+@pytest.mark.usefixtures("read_only")
+def test_a_folder_in_which_nothing_can_be_written_is_refused_with_what_to_do(refused: Refused) -> None:
+    line = refused(1, "init")
+    assert line.startswith("bcnet: cannot write or read bcnet.toml: ")
+    assert line.endswith("run in a folder that you can write to; finished work is kept")
 
 
 EPOCHS = 40  # at three steps each, they last half a minute with the pauses

@@ -1,7 +1,10 @@
 """Every error has its place in one tree, and an exit code."""
 
+import errno
 import inspect
+import os
 import re
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +32,32 @@ def test_the_tree_in_the_docstring_lists_every_error(name: str) -> None:
 def test_the_message_is_what_was_given() -> None:
     with pytest.raises(errors.BcnetError, match=r"^run `bcnet train` first$"):
         raise errors.ArtifactError("run `bcnet train` first")
+
+
+@pytest.mark.parametrize(
+    ("number", "file", "remedy"),
+    [
+        (errno.EROFS, "runs/.default.lock", "; run in a folder that you can write to"),
+        (
+            errno.EACCES,
+            "latency_tables/cpu.json",
+            "; change the permissions of latency_tables, or run in a folder that you can write to",
+        ),
+        (
+            errno.EACCES,
+            "runs/default/.train.lock",
+            "; change the permissions of this folder, or run in a folder that you can write to",
+        ),
+        (errno.ENOSPC, "latency_tables/cpu.json", "; free some space"),
+        (errno.EIO, "latency_tables/cpu.json", ""),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_named_with_what_to_do(
+    folder: Path, number: int, file: str, remedy: str
+) -> None:
+    Path("latency_tables").mkdir()
+    wrong = os.strerror(number)
+    assert errors.message_of(OSError(number, wrong, file)) == f"cannot write or read {file}: {wrong}{remedy}"
 
 
 class Wrapped(Exception):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from bcnet.errors import ArtifactError, BcnetError
+from bcnet.errors import ArtifactError, BcnetError, message_of
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.pipeline.results import (
     LOSSES,
@@ -121,7 +121,7 @@ class _Reader:
         try:
             return reader()
         except (BcnetError, OSError) as reason:
-            self.note("unreadable", stage, str(reason))
+            self.note("unreadable", stage, message_of(reason))
             return None
 
     def state_of_stages(self) -> None:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bcnet.config import Config, values_by_name
-from bcnet.errors import BcnetError, CheckFailed, NotVerified
+from bcnet.errors import BcnetError, CheckFailed, NotVerified, message_of
 from bcnet.pipeline.finished import as_searched
 from bcnet.pipeline.problem import Problem
 from bcnet.progress import say
@@ -84,4 +84,4 @@ def _report(run: Run, problem: Problem) -> None:
         elif write_page(path, [report_of(run, problem.config, lambda: problem)]):
             say(f"report: {path}")
     except (BcnetError, OSError) as reason:
-        say(f"no report: {reason}")
+        say(f"no report: {message_of(reason)}")
