@@ -17,7 +17,7 @@ def shown(capsys: pytest.CaptureFixture[str]) -> list[str]:
 def test_a_search_is_told_in_at_most_ten_lines_with_the_next_command_for_its_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    show_summary(SEARCH)
+    show_summary(SEARCH, "bcnet slice --run night")
     lines = shown(capsys)
     assert len(lines) <= 10
     assert max(map(len, lines)) <= 80
@@ -54,13 +54,14 @@ def test_an_estimate_shows_latencies_as_latencies(capsys: pytest.CaptureFixture[
             shares={},
             fitted_on="cpu",
             off_there=None,
-        )
+        ),
+        "bcnet search --latency 60%",
     )
     assert shown(capsys) == [
         "estimated  12 layers from the roofline of nano: nothing was measured",
         "latency    full network about 4.000 ms, narrowest about 0.500 ms",
         "file       latency_tables/nano.json",
-        "next       bcnet search --latency 60% --run nano",
+        "next       bcnet search --latency 60%",
     ]
 
 

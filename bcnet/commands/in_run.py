@@ -152,9 +152,18 @@ def run_stage(command: Command, stage: "Callable[[Run, Problem], StageResult]") 
     """Run one stage and print its summary. Of several processes the first one does, and the others help."""
     # What a user's own code prints is not a result.
     with chosen_run(command) as (run, _, opened), redirect_stdout(sys.stderr):
-        summary = led(stage, run, opened())
+        problem = opened()
+        summary = led(stage, run, problem)
+        following = _following(command, run, problem) if summary is not None else ""
     if summary is not None:
-        show(summary, command.as_json)
+        show(summary, command.as_json, following)
+
+
+def _following(command: Command, run: "Run", problem: "Problem") -> str:
+    """The command of the next stage, for people."""
+    from bcnet.commands.next_stage import next_command  # torch with it
+
+    return "" if command.as_json else next_command(run, problem)
 
 
 def led(work: "Callable[[Run, Problem], Returned]", run: "Run", problem: "Problem") -> "Returned | None":
@@ -206,11 +215,11 @@ def checking(as_json: bool) -> Iterator[None]:
         raise
 
 
-def show(summary: "StageResult", as_json: bool) -> None:
+def show(summary: "StageResult", as_json: bool, following: str = "") -> None:
     if as_json:
         print(json.dumps(summary.to_json()))
     else:
-        show_summary(summary)
+        show_summary(summary, following)
 
 
 def refuse_unverified(export: "ExportSummary") -> None:

@@ -14,6 +14,7 @@ from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.journal import alone
 from bcnet.latency_tables.model import LatencyModel, LayerSlot
 from bcnet.latency_tables.noise import refuse_noisy
+from bcnet.latency_tables.rows import Calibration
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.measure.network_latency import replayed, runtime_of, setting_of, why_not_here
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
@@ -76,9 +77,18 @@ class DeviceTable:
         refuse_noisy(model.noise, self.profile.table_noise, again)
         return model
 
+    @property
+    def calibration(self) -> Calibration | None:
+        """That of this network in the file; the device is not reached. Raises TableError where rows lack."""
+        return self._naming_all(self._read).calibration
+
     def _bound_table(self) -> LatencyModel:
+        return self._naming_all(self._bound)
+
+    def _naming_all(self, found: Callable[[], LatencyModel]) -> LatencyModel:
+        """What is found; an error names the command for all devices."""
         try:
-            return self._bound()
+            return found()
         except TableError as reason:
             # A table of this device alone would be the beginning of a run for it alone.
             alone, every = (
@@ -90,6 +100,14 @@ class DeviceTable:
             raise TableError(str(reason).replace(alone, every)) from None
 
     def _bound(self) -> LatencyModel:
+        model = self._read()
+        if why_not_here(self.profile) is None and not model.estimate:
+            here = runtime_of(self.profile).fingerprint()
+            for message in _other_machine(self.path, model, here):
+                self._say_once(message)
+        return model
+
+    def _read(self) -> LatencyModel:
         table = LatencyTable.load(self.path)
         if table.device != self.profile.name:
             raise TableError(
@@ -105,10 +123,6 @@ class DeviceTable:
                 f"{self.path} is not calibrated for this network at {setting}; "
                 f"run `bcnet build-lut --device {self.profile.name}`"
             )
-        if why_not_here(self.profile) is None and not model.estimate:
-            here = runtime_of(self.profile).fingerprint()
-            for message in _other_machine(self.path, table, model, here):
-                self._say_once(message)
         return model
 
     def inputs(self) -> dict[str, str]:
@@ -137,10 +151,9 @@ class DeviceTable:
             say(message)
 
 
-def _other_machine(
-    path: Path, table: LatencyTable, model: LatencyModel, here: dict[str, str]
-) -> Iterator[str]:
+def _other_machine(path: Path, model: LatencyModel, here: dict[str, str]) -> Iterator[str]:
     """A line for rows that were measured with another runtime or processor, or long ago."""
+    table = model.table
     used = {
         table.rows[spec, model.setting].session for spec in model.used if (spec, model.setting) in table.rows
     }

@@ -6,11 +6,13 @@ scores.jsonl, and latencies.jsonl, from which a stopped search continues; of a m
 (see `pruned.py`).
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
 from bcnet.errors import BudgetError
 from bcnet.hw_profiles.target import target_json
+from bcnet.latency_tables.rows import Calibration
 from bcnet.pipeline.configured_methods import settings_recorded
 from bcnet.pipeline.further_devices import searched_devices, with_devices
 from bcnet.pipeline.importance_file import IMPORTANCES_FILE
@@ -42,7 +44,7 @@ def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
     return {
         "supernet": trained,
         **({"methods": ", ".join(own.name for own in methods)} if methods else {}),
-        "latency table": _calibration(problem),
+        **_tables(problem, lambda own: own.table.latency_model().calibration),
         "device": problem.device_key,
         "search settings": digest(
             [
@@ -55,7 +57,6 @@ def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
             ]
         ),
         "metric": metric_digest(config),
-        **{f"table at {name}": _calibration(problem.at(name)) for name in problem.precisions[1:]},
         **preprocessing_input(problem),
     }
 
@@ -65,11 +66,20 @@ def _assigned(problem: Problem) -> bool:
     return problem.space.rule.free and not on_trained_network(problem)
 
 
-def _calibration(problem: Problem) -> str:
-    """A hash of everything that predictions depend on: the latency tables of all devices."""
-    fits = [own.table.latency_model().calibration for own in problem.devices]
-    tables = [asdict(own) if own else None for own in fits]
-    return digest(tables if problem.further else tables[0])
+def table_inputs(problem: Problem) -> dict[str, str]:
+    """What the manifest records of the latency tables; no device is reached. Raises TableError."""
+    return _tables(problem, lambda own: own.table.calibration)
+
+
+def _tables(problem: Problem, fit_of: Callable[[Problem], Calibration | None]) -> dict[str, str]:
+    """Hashes of everything that predictions depend on: in each precision, the tables of all devices."""
+    found = dict[str, str]()
+    for name in problem.precisions:
+        fits = [fit_of(own) for own in problem.at(name).devices]
+        tables = [asdict(own) if own else None for own in fits]
+        key = f"table at {name}" if found else "latency table"
+        found[key] = digest(tables if problem.further else tables[0])
+    return found
 
 
 def _recorded(settings: SearchSettings) -> dict[str, Any]:

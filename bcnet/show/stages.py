@@ -5,7 +5,6 @@ They say what was done, the main figures with their units, where the files are, 
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from bcnet.plain import counted, loss_text, milliseconds
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
     )
 
 
-def show_summary(summary: "StageResult") -> None:
-    """Print what a stage found."""
+def show_summary(summary: "StageResult", following: str = "") -> None:
+    """Print what a stage found, and the `following` command, if there is one."""
     from bcnet.pipeline import results
 
     match summary:
@@ -46,17 +45,12 @@ def show_summary(summary: "StageResult") -> None:
             put(*export_lines(summary))
         case results.CompareSummary():
             show_comparison(summary)
+    put(*labelled([("next", following)]))
 
 
 def show_fields(values: Mapping[str, Any]) -> None:
     """Print one field per line."""
     put(*_fields(values))
-
-
-def _next(folder: str, command: str) -> str:
-    """A command for the run of a stage's folder."""
-    name = PurePath(folder).parent.name
-    return command if name in ("", "default") else f"{command} --run {name}"
 
 
 def _epochs(count: int) -> str:
@@ -85,7 +79,6 @@ def _network(summary: "NetworkSummary") -> list[str]:
             (summary.metric[:9], reached),
             ("searched", counted(summary.groups, "group of channels", "groups of channels")),
             ("files", f"{summary.folder}/"),
-            ("next", _next(summary.folder, "bcnet build-lut")),
         ]
     )
 
@@ -102,7 +95,6 @@ def _supernet(summary: "SupernetSummary") -> list[str]:
             ),
             ("loss", f"{loss_text(summary.final_loss)}, mean over the paths of the last epoch"),
             ("files", f"{summary.folder}/"),
-            ("next", _next(summary.folder, "bcnet build-lut")),
         ]
     )
 
@@ -124,7 +116,7 @@ def _table(summary: "TableSummary") -> list[str]:
             ),
             ("failed", f"{counted(failed, 'layer')} that the runtime cannot run" if failed else ""),
             ("replayed", f"from {summary.recorded}" if summary.recorded else ""),
-            *_after_table(summary),
+            ("file", summary.table),
         ]
     )
 
@@ -134,11 +126,7 @@ def _estimate(summary: "EstimateSummary") -> list[str]:
     done = f"{layers} from the roofline of {summary.device}: nothing was measured"
     full, narrowest = milliseconds(summary.full_ms), milliseconds(summary.narrowest_ms)
     latency = f"full network about {full} ms, narrowest about {narrowest} ms"
-    return labelled([("estimated", done), ("latency", latency), *_after_table(summary)])
-
-
-def _after_table(summary: "TableSummary | EstimateSummary") -> list[tuple[str, str]]:
-    return [("file", summary.table), ("next", _next(summary.folder, "bcnet search --latency 60%"))]
+    return labelled([("estimated", done), ("latency", latency), ("file", summary.table)])
 
 
 def _search(summary: "SearchSummary") -> list[str]:
@@ -167,7 +155,6 @@ def _search(summary: "SearchSummary") -> list[str]:
             ("searched", f"{counted(summary.candidates, 'network')}; {on_front} on the front"),
             ("note", summary.note),
             ("files", f"{summary.folder}/: result.json, history.json, pareto.json"),
-            ("next", _next(summary.folder, "bcnet slice")),
         ]
     )
 
@@ -224,7 +211,6 @@ def _slice(summary: "SliceSummary") -> list[str]:
             *(("", on_device(own.device, own.budget, own)) for own in summary.further or ()),
             ("size", _size(summary)),
             ("files", f"{summary.folder}/: model.safetensors, model.pt2, widths.json"),
-            ("next", _next(summary.folder, "bcnet export")),
         ]
     )
 

@@ -274,7 +274,7 @@ def test_a_stage_prints_its_summary_for_people(project: Path, capfd: pytest.Capt
     out, err = capfd.readouterr()
     assert "nothing measured" in err
     assert out.splitlines()[0].startswith("measured   0 layers on cpu in ")
-    assert "next       bcnet search --latency 60%" in out
+    assert "next " not in out  # all else is done, and the table is the same
     assert main(["export"]) == 0
     out, err = capfd.readouterr()
     lines = out.splitlines()
