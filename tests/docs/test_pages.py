@@ -9,6 +9,7 @@ import pytest
 from tests.docs.pages import ROOT, name, pages, text_of, without_code
 
 LONGEST = 200  # lines of a page outside of the reference
+WIDEST = 200  # characters of a table's row, links included; explanations stand below the table
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PAGES = pytest.mark.parametrize("page", pages(), ids=name)
 
@@ -40,6 +41,17 @@ def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
 def test_pages_outside_of_the_reference_are_short(page: Path) -> None:
     if "reference" not in page.parts:
         assert len(text_of(page).splitlines()) <= LONGEST
+
+
+@pytest.mark.parametrize("folder", ["getting-started", "guides", "contributing"])
+def test_rows_of_tables_can_be_read_as_text(folder: str) -> None:
+    lines = [
+        f"{name(page)}: {line}"
+        for page in sorted(ROOT.glob(f"docs/{folder}/*.md"))
+        for line in without_code(text_of(page)).splitlines()
+        if line.startswith("|") and len(line) > WIDEST
+    ]
+    assert lines == []
 
 
 def test_make_targets_and_extras_that_pages_name_exist() -> None:
