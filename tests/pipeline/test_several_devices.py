@@ -106,7 +106,7 @@ def test_a_network_is_searched_sliced_and_verified_for_two_batch_sizes_of_one_pr
     assert "; on pairs: budget " in report.headline
     assert [row[0] for row in devices(report).rows] == ["cpu", "pairs"]
     assert report.commands[0].startswith(
-        "bcnet run --device cpu --device pairs --batch 1 --threads 1 --precision fp32 "
+        "bcnet run --compare --device cpu --device pairs --batch 1 --threads 1 --precision fp32 "
         "--latency cpu=85% --latency pairs=90% "
     )
     assert printed(capfd, "runs")[0]["runs"][0]["further"] == ["pairs"]
