@@ -2,8 +2,8 @@
 
     python benchmarks/rank_own.py --config bcnet.toml --networks 60 --epochs 20 --passes 24
 
-`--methods` are values of train.method, or presets: these bring their own steps and their own number of
-choices, down to the narrowest one of the configuration at least.
+`--methods` are values of train.method, or presets: these bring their own steps and their own choices, which
+begin at the narrowest width of the configuration where that is narrower.
 
 In an empty folder: trains supernets of so many passes over the training images, of each method and seed,
 scores random networks in them, trains each of these from scratch for so many epochs, tests it, and prints
@@ -89,8 +89,10 @@ def sections(config: Config, name: str, passes: int, seed: int) -> dict[str, dic
     preset = PRESETS.get(name, {})
     training = {"method": name, **preset.get("train", {})}
     space = dict(preset.get("space", {}))
-    if "min_width" in space:
-        space["min_width"] = min(space["min_width"], config.space.min_width)
+    if space and config.space.min_width < space["min_width"]:
+        step = (1 - space["min_width"]) / (space["bins"] - 1)
+        space["bins"] = round((1 - config.space.min_width) / step) + 1
+        space["min_width"] = config.space.min_width
     own = config.train.model_copy(update=training)
     an_epoch = StepPlan.of(own).passes(len(SUPERNETS[own.method].sides)) * own.supernets
     epochs = max(1, round(passes / an_epoch))
