@@ -92,11 +92,39 @@ class Arena:
         if self._is_missing(ORIGINAL):
             self._keep(ORIGINAL, self.networks.original())
         for share in self.plan.budgets:
-            cells = list(self._missing(share))
-            made = each(Shared(networks_of_run, Networks.tuned, self.networks), cells)
-            for cell, own in zip(cells, made, strict=True):
-                if (cell.row.name, share) not in self.networks.omitted:  # an earlier seed of the row failed
-                    self._finish(cell, own)
+            self._train(share)
+
+    def _train(self, share: float) -> None:
+        """Make the missing cells of a budget; cells that would have the same network share one."""
+        cells, known = list(self._missing(share)), self._made(share)
+        first: dict[tuple[object, ...], Cell] = {}
+        for cell in cells:
+            if cell.weights not in known:
+                first.setdefault(cell.weights, cell)
+        own = list(first.values())
+        made = each(Shared(networks_of_run, Networks.tuned, self.networks), own)
+        for cell, network in zip(own, made, strict=True):
+            if (cell.row.name, share) not in self.networks.omitted:  # an earlier seed of the row failed
+                self._finish(cell, network)
+        known = self._made(share)
+        for cell in cells:
+            if cell is first.get(cell.weights) or (cell.row.name, share) in self.networks.omitted:
+                continue
+            if cell.weights in known:
+                self._finish(cell, self.networks.same(cell, *known[cell.weights]))
+            else:
+                self._omit(cell.row.name, share, self.networks.omitted[first[cell.weights].row.name, share])
+
+    def _made(self, share: float) -> dict[tuple[object, ...], tuple[dict[str, Any], bytes]]:
+        """The facts and the files of a budget's finished cells, by what their networks depend on."""
+        made: dict[tuple[object, ...], tuple[dict[str, Any], bytes]] = {}
+        for seed in self.plan.seeds:
+            for row in self.plan.rows:
+                facts = self._known(cell_name(row.name, share, seed), row.chosen_among)
+                content = self._network(facts) if facts else None
+                if facts and content is not None:
+                    made.setdefault(Cell(row, share, seed, facts).weights, (facts, content))
+        return made
 
     def _missing(self, share: float) -> Iterator[Cell]:
         """The cells to be made at a budget, after finding (and measuring) what their rows start from."""

@@ -55,6 +55,11 @@ class Cell:
         """Its name, also in messages."""
         return cell_name(self.row.name, self.share, self.seed)
 
+    @property
+    def weights(self) -> tuple[object, ...]:
+        """What the fine-tuned network depends on: cells of a budget with equal values have the same one."""
+        return self.row.weights, self.seed, tuple(self.found["widths"] or (self.row.name,))
+
 
 def cell_name(row: str, share: float, seed: int) -> str:
     """The name of a cell."""
@@ -157,6 +162,20 @@ class Networks:
         }
         return facts | self._exported(name, network.eval())
 
+    def same(self, cell: Cell, facts: Mapping[str, Any], content: bytes) -> dict[str, Any]:
+        """The facts of a cell whose network another cell has: `facts` are that one's, `content` its file."""
+        own = {key: value for key, value in facts.items() if key != AMONG} | dict(cell.found)
+        if cell.row.chosen_among:
+            own[AMONG] = list(cell.row.chosen_among)
+        say(f"{cell.name}: the network of {cell_name(facts['row'], cell.share, cell.seed)}")
+        return {**own, "row": cell.row.name, "file": self._written(cell.name, content)}
+
+    def _written(self, name: str, content: bytes) -> str:
+        """Write a network's file; its path in the folder."""
+        file = Path("networks") / f"{slug(name)}.onnx"
+        write_file(self.folder / file, content)
+        return str(file)
+
     def _exported(self, name: str, network: nn.Module) -> dict[str, Any]:
         """Write a network as ONNX: its size, the file, what identifies its shape and its content."""
         problem = self.problem
@@ -164,13 +183,11 @@ class Networks:
             proto = problem.at_precision(to_onnx(network, problem.data.example(problem.profile.batch)))
         check_file(proto)
         content = proto.SerializeToString()
-        file = Path("networks") / f"{slug(name)}.onnx"
-        write_file(self.folder / file, content)
         shapes = {own: tuple(tensor.shape) for own, tensor in tensors_of(network).items()}
         return {
             "shape": digest(shapes),
             **counts(problem, network),
-            "file": str(file),
+            "file": self._written(name, content),
             "digest": bytes_digest(content),
         }
 

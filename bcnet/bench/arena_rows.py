@@ -39,6 +39,13 @@ class Row:
     supernet_passes: int = 0
 
     @property
+    def weights(self) -> tuple[object, ...]:
+        """What the weights of a network of given widths depend on besides the seed."""
+        if self.outside or self.pruned:
+            return (self.name,)
+        return self.criteria, self.scratch, self.distilled, self.supernet_passes
+
+    @property
     def pruned(self) -> bool:
         """Whether the method trains while it removes channels."""
         return not self.outside and any(own.trains for own in self.methods)

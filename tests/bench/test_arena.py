@@ -18,6 +18,7 @@ from bcnet.bench.arena_cells import Cell, Networks
 from bcnet.bench.arena_report import as_text, interval, paired, report_of
 from bcnet.bench.arena_rows import PLAIN, ROWS, rows_of
 from bcnet.bench.arena_search import supernet_config
+from bcnet.bench.arena_starts import Starts
 from bcnet.bench.outside_job import Failed, NotInstalled, package
 from bcnet.cli import main
 from bcnet.config import load_config
@@ -173,6 +174,7 @@ def test_only_auto_is_run_again_where_it_chooses_among_other_methods(
     with monkeypatch.context() as patch:
         patch.setattr(arena_rows, "auto_methods", lambda: auto_methods()[:2])
         patch.setattr(Networks, "_tuned", tuned)
+        patch.setattr(Cell, "weights", property(lambda cell: cell.name))  # no two have the same network
         assert main(COMMAND) == 0
         assert made == ["auto at 70%, seed 0", "supernet, 1 pass at 70%, seed 0"]  # of the same widths
         shown = capsys.readouterr().err
@@ -209,6 +211,34 @@ def test_a_cell_whose_training_was_finished_but_not_kept_is_not_trained_again(
     assert not list(made.glob("checkpoint*"))
     kept = json.loads((made / "arena.json").read_text(encoding="utf-8"))["cells"]
     assert [cell["digest"] for cell in kept] == [cell["digest"] for cell in report()["cells"]]
+
+
+def test_rows_with_the_same_widths_and_weights_share_one_network(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {own["row"]: own for own in report()["cells"]}["bcnet"]
+    tuned, made = Networks.tuned, list[str]()
+
+    def counted(networks: Networks, cell: Cell) -> dict[str, Any] | str:
+        made.append(cell.name)
+        return tuned(networks, cell)
+
+    widths = {"widths": found["widths"], "predicted_ms": 1.0, "measured_ms": 1.0, "original_ms": 2.0}
+    monkeypatch.setattr(Networks, "tuned", counted)
+    monkeypatch.setattr(Starts, "found", lambda _, row, share: {**widths, "note": "", "found_by": row.method})
+    rows = [word for row in ("adapruner", "latency-greedy", "uniform, l1") for word in ("--row", row)]
+    command = ["bench", "arena", "--budgets", "70%", "--run", "shared", "--json", *rows]
+    assert main(command) == 0
+    assert made == ["adapruner at 70%, seed 0", "uniform, l1 at 70%, seed 0"]
+    shown = capsys.readouterr()
+    assert "latency-greedy at 70%, seed 0: the network of adapruner at 70%, seed 0" in shown.err
+    cells = {own["row"]: own for own in json.loads(shown.out)["cells"]}
+    first, second, third = cells["adapruner"], cells["latency-greedy"], cells["uniform, l1"]
+    assert first["digest"] == second["digest"] != third["digest"]
+    assert second["found_by"] == "latency-greedy"
+    assert second["file"] == "networks/latency-greedy-at-70-seed-0.onnx"
+    assert main([*command, "--row", "latency-milp"]) == 0  # later, too
+    assert len(made) == 2
 
 
 def test_after_a_failed_seed_later_seeds_of_the_row_are_left_out(
