@@ -31,7 +31,7 @@ name = "digits"
 [data]
 name = "digits"
 [train]
-batch_size = 128
+batch_size = {batch}
 amp = false
 """
 SCORED = "--scored"  # the option by which this file is started again, in one process or in several
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where the runs are made, and removed")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--batch", type=int, default=128, help="images of a training step")
     parser.add_argument("--candidates", type=int, default=100, help="scored in each round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the result there")
@@ -52,7 +53,8 @@ def main() -> None:
         score(options.candidates)
         return
     options.folder.mkdir(parents=True, exist_ok=True)
-    (options.folder / "bcnet.toml").write_text(CONFIG)
+    config = CONFIG.format(batch=options.batch)
+    (options.folder / "bcnet.toml").write_text(config)
     training: dict[int, list[float]] = {1: [], options.processes: []}
     scoring: dict[int, list[float]] = {1: [], options.processes: []}
     beside: list[float] = []
@@ -60,7 +62,7 @@ def main() -> None:
         for count in training:
             training[count].append(trained(options.folder, count, options.epochs))
             scoring[count].append(scored(options.folder, count, options.candidates))
-        beside.append(side_by_side(options.folder, options.processes, options.epochs))
+        beside.append(side_by_side(options.folder, config, options.processes, options.epochs))
     found = {
         **how_made(),
         "training": compared(training),
@@ -95,12 +97,12 @@ def possible(alone: list[float], beside: list[float], processes: int) -> dict[st
     }
 
 
-def side_by_side(folder: Path, processes: int, epochs: int) -> float:
+def side_by_side(folder: Path, config: str, processes: int, epochs: int) -> float:
     """Seconds of one training while others do the same: the mean of all, each in a folder of its own."""
     folders = [folder / f"beside-{number}" for number in range(processes)]
     for own in folders:
         own.mkdir(exist_ok=True)
-        (own / "bcnet.toml").write_text(CONFIG)
+        (own / "bcnet.toml").write_text(config)
     with ThreadPoolExecutor(processes) as pool:
         return statistics.mean(pool.map(lambda own: trained(own, 1, epochs), folders))
 
