@@ -1,7 +1,8 @@
 # make quickstart: install and run the whole pipeline on the built-in example.
 # make test: what each change must pass. make test-fast: the tests of single parts, in under three minutes.
 # make test-slow: the tests that `make test` leaves out. make docs: the pages of docs/ as a site, in site/.
-# make arm-root: makes an aarch64 board that is emulated, for tests/arm (as root, on Debian).
+# make arm-root: makes an aarch64 board that is emulated, for tests/arm (as root, on Debian); make arm-pythons: Python 3.6
+# and 3.8 there, from python.org or from archives (make arm-pythons ARM_PYTHONS="Python-3.6.9.tar.xz ...").
 # make notebook: executes the notebook of the documentation, on a quiet machine, and keeps its outputs.
 # make wheel: a wheel and an sdist in dist/, and a brief `bcnet run` with the wheel and only what it requires.
 # make package: the same in an environment that pip installs the wheel into, and the whole `bcnet run`.
@@ -9,6 +10,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+ARM_PYTHONS ?= 3.6.9 3.8.10
 INSTALLED := $(VENV)/.installed
 # Containers often ask Python to keep nothing of what it compiles. Then each of the many processes that the tests
 # start compiles PyTorch again, for eight seconds.
@@ -20,7 +22,7 @@ OLDEST_TESTS := $(patsubst %,tests/%.py, \
   $(addprefix training/test_,loop supernet_step distill checkpoints) \
   $(addprefix onnx_export/test_,exportable quick_export fp16) width_search/test_inherit)
 
-.PHONY: quickstart test lint tests test-fast test-slow docs notebook wheel package arm-root oldest oldest-tests oldest-run
+.PHONY: quickstart test lint tests test-fast test-slow docs notebook wheel package arm-root arm-pythons oldest oldest-tests oldest-run
 
 # pip would compile every file, one after the other; Python compiles what is imported.
 $(INSTALLED): pyproject.toml
@@ -54,6 +56,9 @@ test-slow: $(INSTALLED)
 
 arm-root: $(INSTALLED)
 	PYTHON=$(BIN)/python tests/arm/make_root build/arm
+
+arm-pythons: arm-root
+	PYTHON=$(BIN)/python tests/arm/make_python build/arm $(ARM_PYTHONS)
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
