@@ -47,7 +47,7 @@ from bcnet.width_search.scorer import evaluate_network
 from bcnet.width_search.surrogate import denoised_scores, places_of
 
 RESULT, STARTS = Path("warm_supernets.json"), Path("starts")
-# The columns of a score: accuracy, loss, calibrated loss. The first records have none of the last.
+# The columns of a score: accuracy, loss, calibrated loss. The first records do not have the last one.
 LOSSES = {"calibrated loss": slice(0, 3), "plain loss": slice(0, 2)}
 Values = dict[str, np.ndarray]  # for each seed (N, columns)
 

@@ -37,7 +37,7 @@ class TrainingBatches:
         """(inputs, targets) of each batch from number `first` on; those before it are not read.
 
         A small last one would disturb batch norm: it is left out.
-        Raises DataError where a batch has not so many equal parts.
+        Raises DataError where a batch cannot be divided into so many equal parts.
         """
         generator = torch.Generator().manual_seed(self._seed * 100_003 + epoch)
         count = len(self._data.train)

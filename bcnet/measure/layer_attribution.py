@@ -62,7 +62,7 @@ def attribute(slots: Sequence[LayerSlot], profile: list[tuple[str, np.ndarray]])
             last = index
     if last < 0:
         raise DeviceError(
-            f"the runtime's profile has none of this network's nodes, but {len(profile)} others, e.g. "
+            f"the runtime's profile contains no node of this network, but {len(profile)} others, e.g. "
             f"{shown(profile[0][0])}, so no table can be measured from it"
         )
     total[last] += pending

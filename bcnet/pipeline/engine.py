@@ -72,7 +72,7 @@ def engine_profiles(
 ) -> list[HwProfile]:
     """The devices that get an engine, each with the runtime that is to read it.
 
-    Raises DeviceError if none has TensorRT or, with `batches`, if the first one has not: those are its own.
+    Raises DeviceError if none has TensorRT or, with `batches`, which are its own, if the first one does not.
     """
     first = profiles[:1]
     having = [own for own in profiles if own.traits.engines or (batches and own in first)]

@@ -49,8 +49,8 @@ class StepPlan:
         if config.complementary and not rule.complements:
             having = " or ".join(name for name in SUPERNETS.own() if SUPERNETS[name].complements)
             raise ConfigError(
-                f"train.complementary trains the complements of widths, which {config.method} has not: leave "
-                f"it out, or set train.method to {having}"
+                f"train.complementary trains the complements of widths, which {config.method} does not have: "
+                f"leave it out, or set train.method to {having}"
             )
         if not rule.parallel:
             return plan

@@ -48,9 +48,8 @@ def test_subnets_that_share_a_batch_cannot_learn_from_the_widest_path(step: str)
 @pytest.mark.parametrize("method", ["unilateral", "cafenet", "psenet"])
 def test_complements_are_refused_where_the_method_has_none(method: str) -> None:
     StepPlan.of(TrainConfig(method=method))
-    with pytest.raises(
-        ConfigError, match=rf"which {method} has not: leave it out, or set train\.method to bcnet or bcnetv2$"
-    ):
+    refused = rf"which {method} does not have: leave it out, or set train\.method to bcnet or bcnetv2$"
+    with pytest.raises(ConfigError, match=refused):
         StepPlan.of(TrainConfig(method=method, complementary=True))
     for having in ("bcnet", "bcnetv2"):
         assert StepPlan.of(TrainConfig(method=having, complementary=True)).complementary
