@@ -8,7 +8,6 @@ from hashlib import sha256
 from typing import Any
 
 import onnx
-import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from bcnet.config import Config
 from bcnet.data.image_data import ImageData
 from bcnet.errors import ModelError, explaining
 from bcnet.hw_profiles import HwProfile
+from bcnet.models.content import network_content
 from bcnet.models.fresh import Fresh, fresh_network
 from bcnet.onnx_export.exportable import not_deliverable
 from bcnet.onnx_export.int8 import unsigned_activations
@@ -34,7 +34,6 @@ from bcnet.space.width_space import WidthSpace
 from bcnet.training.step_plan import StepPlan
 from bcnet.training.task import Task
 from bcnet.traits import PrecisionName
-from bcnet.user_code import code_of
 
 
 @dataclass(frozen=True)
@@ -274,12 +273,8 @@ class Problem:
     def _model_digest(self) -> str:
         """Name and arguments, modules, initial weights, and what the user's own classes do."""
         found = sha256(digest(self.config.model.model_dump()).encode())
-        found.update(repr(self.model).encode())
-        for tensor in self.model.state_dict().values():
-            found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        for kind in sorted({type(module) for module in self.model.modules()}, key=repr):
-            if not kind.__module__.startswith(("torch.", "torchvision.", "timm.")):
-                found.update(code_of(kind).encode())
+        for piece in network_content(self.model):
+            found.update(piece)
         return found.hexdigest()[:16]
 
     @cached_property
