@@ -112,6 +112,18 @@ def test_a_network_without_binary_layers_is_refused(data: ImageData) -> None:
         train_in_two_steps(nn.Sequential(nn.Flatten(), nn.Linear(256, 10)), nn.Identity(), data, RECIPE)
 
 
+def test_the_teacher_alone_is_learnt_from_and_labels_take_no_part(
+    data: ImageData, undisturbed: Trained
+) -> None:
+    others = replace(data.train, labels=data.train.labels.roll(1))
+    assert not torch.equal(others.labels, data.train.labels)
+    whole, curves = undisturbed
+    wrong, wrong_curves = trained(replace(data, train=others))
+    assert same(whole, wrong)
+    assert curves == wrong_curves
+    assert not same(whole, trained(data, teacher=2)[0])
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
     data: ImageData, undisturbed: Trained
 ) -> None:
