@@ -1,4 +1,4 @@
-"""`--processes N`: start a command in several processes of this machine, by PyTorch's launcher.
+"""`--processes N` or `--gpus N`: start a command in several processes here, by PyTorch's launcher.
 
 In: what was typed. Out: the exit code of the processes; where one was killed, one line that says which.
 """
@@ -20,6 +20,7 @@ InProcesses = Annotated[
     int | None,
     typer.Option(
         "--processes",
+        "--gpus",
         metavar="N",
         min=1,
         help="Run in N processes on this machine, each with a GPU of its own, or on a machine without GPUs "

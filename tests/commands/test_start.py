@@ -32,6 +32,15 @@ def test_each_process_needs_a_gpu_where_there_are_some(
     )
 
 
+@pytest.mark.parametrize("command", ["train", "bench arena"])
+def test_gpus_is_another_name_of_processes(
+    command: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert main([*command.split(), "--gpus", "4"]) == 2
+    assert capsys.readouterr().err.startswith("bcnet: --processes 4: this machine has 3 GPUs, ")
+
+
 def test_a_wrong_setting_is_reported_once(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     Path("bcnet.toml").write_text("[train]\nepoch = 3\n")
     assert main(["train", "--processes", "2"]) == 1
