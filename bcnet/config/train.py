@@ -88,6 +88,14 @@ class TrainConfig(Section):
         description="sgd (Nesterov), adamw, or adam, whose weight decay is a part of the gradient",
     )
     batch_size: int = Field(64, ge=1, le=65_536, description="images per step")
+    base_batch: int | None = Field(
+        None,
+        ge=1,
+        le=65_536,
+        description="the batch size that learning rates are meant for: all of them, also that of [slice], "
+        "are multiplied by batch_size / base_batch; if not given, they are used as they are",
+        examples=[256],
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
     weight_decay: float = Field(5e-4, ge=0, description="weight decay, except on biases and normalisation")
     warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up")

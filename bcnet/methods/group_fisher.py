@@ -54,7 +54,7 @@ class SteadyRecipe(Recipe):
     def rate(self, progress: float) -> float:
         """The learning rate after `progress` epochs."""
         warmup = min(self.warmup_epochs, self.epochs / 2)
-        return self.learning_rate * min(1.0, (progress + 1e-3) / max(warmup, 1e-3))
+        return self.highest_rate * min(1.0, (progress + 1e-3) / max(warmup, 1e-3))
 
 
 @dataclass(frozen=True)

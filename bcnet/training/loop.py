@@ -90,6 +90,9 @@ def fit(
     each epoch, and within one every few minutes (see `Pace`); `resume` continues from a snapshot.
     """
     keep_freed_memory()
+    if recipe.highest_rate != recipe.learning_rate:
+        scaling = f"{recipe.learning_rate:g} x {recipe.batch_size} / {recipe.base_batch}"
+        say(f"{description}: learning rate {recipe.highest_rate:g} ({scaling}, train.base_batch)")
     parameters = trainee.parameters
     optimizer = _optimizer(parameters, recipe)
     for parameter in parameters.values():

@@ -32,6 +32,7 @@ class Recipe:
     optimizer: str = "sgd"
     rate_decay: str = "cosine"
     batch_size: int = 64
+    base_batch: int | None = None
     momentum: float = 0.9
     weight_decay: float = 5e-4
     warmup_epochs: float = 1.0
@@ -55,6 +56,7 @@ class Recipe:
             optimizer=config.train.optimizer,
             rate_decay=config.train.rate_decay,
             batch_size=config.train.batch_size,
+            base_batch=config.train.base_batch,
             momentum=config.train.momentum,
             weight_decay=config.train.weight_decay,
             warmup_epochs=config.train.warmup_epochs,
@@ -107,15 +109,23 @@ class Recipe:
         """Whether bfloat16 is used, in which networks are scored, too: float16 might overflow there."""
         return self.amp and self.half == torch.bfloat16
 
+    @property
+    def highest_rate(self) -> float:
+        """The learning rate, scaled with the whole batch where a `base_batch` is given.
+
+        The linear scaling rule (Goyal et al. 2017, arXiv 1706.02677), whatever the number of processes.
+        """
+        return self.learning_rate * self.batch_size / (self.base_batch or self.batch_size)
+
     def rate(self, progress: float) -> float:
         """The learning rate after `progress` epochs: linear warm-up, then decay to zero."""
         warmup = min(self.warmup_epochs, self.epochs / 2)
         if progress < warmup:
-            return self.learning_rate * (progress + 1e-3) / warmup
+            return self.highest_rate * (progress + 1e-3) / warmup
         done = (progress - warmup) / max(self.epochs - warmup, 1e-9)
         done = min(1.0, done)
         left = 1 - done if self.rate_decay == "linear" else (1 + math.cos(math.pi * done)) / 2
-        return self.learning_rate * left
+        return self.highest_rate * left
 
 
 @dataclass(frozen=True)
@@ -137,7 +147,7 @@ def training_digest(config: Config) -> str:
     train = config.train.model_dump(exclude={"train_device", "cuda_graph", "supernets", "teacher"})
     # Steps count by their first names, so that supernets of earlier versions stay valid.
     train["step"] = {new: old for old, new in RENAMED_STEPS.items()}.get(train["step"], train["step"])
-    for later in ("ema", "clip_gradients"):  # settings that earlier versions did not have
+    for later in ("ema", "clip_gradients", "base_batch"):  # settings that earlier versions did not have
         if train[later] is None:
             del train[later]
     if train["rate_decay"] == "cosine":

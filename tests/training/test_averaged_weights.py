@@ -150,9 +150,10 @@ def test_digests_of_trainings_without_these_settings_are_those_of_earlier_versio
     def digest(**train: float | str | None) -> str:
         return training_digest(Config.model_validate({"train": train}))
 
-    assert digest() == digest(ema=None, clip_gradients=None) == "736dad0bb86a63fc"
+    assert digest() == digest(ema=None, clip_gradients=None, base_batch=None) == "736dad0bb86a63fc"
     assert digest(parallel=8) == digest()  # of psenet only
     assert digest(method="psenet", draws=3) == digest(method="psenet") != digest(method="psenet", parallel=8)
-    assert len({digest(), digest(ema=0.9), digest(ema=0.99), digest(clip_gradients=1.0)}) == 4
+    others = [digest(ema=0.9), digest(ema=0.99), digest(clip_gradients=1.0), digest(base_batch=256)]
+    assert len({digest(), *others}) == 5
     recipe = Recipe.of(Config.model_validate({"train": {"ema": 0.9, "clip_gradients": 2.0}}), 1, 0.1)
     assert (recipe.ema, recipe.clip_gradients) == (0.9, 2.0)

@@ -15,11 +15,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bcnet.config import Config
 from bcnet.data.augment import item_draws, moved
 from bcnet.data.image_data import ImageData
 from bcnet.data.splits import Split
 from bcnet.errors import SpaceError, TrainingError
 from bcnet.events import Event, emit, observed
+from bcnet.methods.group_fisher import SteadyRecipe
 from bcnet.models.finite import not_finite
 from bcnet.pipeline.train_supernet import train
 from bcnet.pipeline.training_file import Checkpoint, CheckpointFiles, Record, lines_beside
@@ -358,6 +360,34 @@ def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
     assert recipe.rate(2.0) == pytest.approx(0.2)
     assert recipe.rate(6.0) == pytest.approx(0.1)
     assert recipe.rate(10.0) == pytest.approx(0.0)
+
+
+def test_rates_are_scaled_with_the_batch_where_a_base_batch_is_given() -> None:
+    def recipe(**train: int) -> Recipe:
+        return Recipe.of(Config.model_validate({"train": {"warmup_epochs": 2, **train}}), 10, 0.2)
+
+    plain = recipe(batch_size=512)
+    assert plain.rate(2.0) == plain.highest_rate == 0.2
+    scaled = recipe(batch_size=512, base_batch=128)
+    assert scaled.highest_rate == pytest.approx(0.8)
+    for progress in (0.0, 1.0, 2.0, 6.0, 9.9):
+        assert scaled.rate(progress) == pytest.approx(4 * plain.rate(progress))
+    assert recipe(batch_size=32, base_batch=128).highest_rate == pytest.approx(0.05)
+    assert SteadyRecipe(**vars(scaled)).rate(9.0) == pytest.approx(0.8)
+
+
+def test_a_scaled_rate_trains_as_the_same_rate_and_is_announced(capsys: pytest.CaptureFixture[str]) -> None:
+    def weights(recipe: Recipe) -> Tensor:
+        torch.manual_seed(0)
+        model = Concatenating()
+        fit_network(model, images(), recipe, "training")
+        return model.head.weight
+
+    recipe = Recipe(epochs=2, learning_rate=0.05, batch_size=16)
+    scaled = weights(replace(recipe, learning_rate=0.1, base_batch=32))
+    assert "training: learning rate 0.05 (0.1 x 16 / 32, train.base_batch)\n" in capsys.readouterr().err
+    assert torch.equal(scaled, weights(recipe))
+    assert "learning rate" not in capsys.readouterr().err
 
 
 def test_a_fitted_network_is_in_eval_mode_and_has_learned() -> None:
