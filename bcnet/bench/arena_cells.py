@@ -95,7 +95,7 @@ class Networks:
         )
         own = config.search.model_dump(include={"adjust_by"}, exclude_defaults=True)
         tuning = config.slice.model_dump(
-            exclude={"epochs", "inherit", "from_scratch", "latency", "latency_ms"}
+            exclude={"epochs", "inherit", "inherit_by_group", "from_scratch", "latency", "latency_ms"}
         )
         of_project = self.problem.inputs(), self.problem.device_key, teacher_digest(self.problem)
         parts = [of_project, search, tuning, fine_tuning_digest(config), metric_digest(config)]

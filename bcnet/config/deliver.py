@@ -1,6 +1,6 @@
 """[slice] and [export]: the fine-tuning of the winner, and the tolerances of its verification."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -37,6 +37,12 @@ class SliceConfig(Section):
         "channels by l1, l2, bn-scale, taylor, fpgm, fisher, or iterative-taylor, which is calculated again "
         "while channels are removed; auto: what scores best after batch-norm recalibration",
     )
+    inherit_by_group: bool = Field(
+        False,
+        description="with inherit auto: also try a criterion for each group of channels, one group after the "
+        "other, for every network that is tried or delivered; costs a score on all validation images for "
+        "each group and criterion, hundreds in a deep network",
+    )
     teacher: str = Field(
         "auto",
         description="teacher of the winner while it is fine-tuned: original, none, or "
@@ -71,6 +77,14 @@ class SliceConfig(Section):
     _share = field_validator("latency", mode="before")(checked_share)
     _ms = field_validator("latency_ms", mode="before")(checked_ms)
 
+    def decisive(self, *without: str) -> dict[str, Any]:
+        """The settings that a network depends on, for digests, all but those `without`.
+
+        Later settings are left out at their defaults: networks of earlier versions remain valid.
+        """
+        later = () if self.inherit_by_group else ("inherit_by_group",)
+        return self.model_dump(exclude={*without, *later}, exclude_none=True)
+
     @property
     def of_front(self) -> bool:
         """Whether a point of the search's front is sliced, and not the search's winner."""
@@ -80,6 +94,8 @@ class SliceConfig(Section):
     def _check(self) -> "SliceConfig":
         if self.latency_ms is not None and self.latency is not None:
             raise ValueError("give only one of latency_ms and latency")
+        if self.inherit_by_group and self.inherit != "auto":
+            raise ValueError('inherit_by_group chooses among all criteria: it needs inherit = "auto"')
         return self
 
 

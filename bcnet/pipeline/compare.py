@@ -206,7 +206,7 @@ def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
     return {
         "export": export,
         "training settings": digest(
-            [config.slice.model_dump(exclude_none=True), fine_tuning_digest(config), teacher_digest(problem)]
+            [config.slice.decisive(), fine_tuning_digest(config), teacher_digest(problem)]
         ),
         "metric": metric_digest(config),
         "networks": digest(

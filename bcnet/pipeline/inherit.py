@@ -35,12 +35,14 @@ from bcnet.width_search.scorer import Score, Validation, best_first, loss_name, 
 class Trained:
     """A trained network, by each criterion the importance of its channels, and networks pruned from it.
 
-    `iterative`: channels are removed in rounds with their importance calculated again, too.
+    `iterative`: channels are removed in rounds with their importance calculated again, too; `by_group`: each
+    group also takes the criterion that it gains by.
     """
 
     original: Original
     importances: Importances
     iterative: bool = False
+    by_group: bool = False
     pruned: Mapping[Widths, PrunedNetwork] = field(default_factory=dict)
 
 
@@ -88,7 +90,12 @@ def weights_of(run: Run, problem: Problem) -> tuple[tuple[Supernet, ...], Traine
 
 
 def check_inheritance(problem: Problem) -> None:
-    """Raise ConfigError where weights are to come from a supernet that is not trained."""
+    """Raise ConfigError where weights are to come from a supernet or an original that is not trained."""
+    weightless = not problem.trained or bool(problem.untrained_layers)
+    if problem.config.slice.inherit_by_group and weightless and not on_trained_network(problem):
+        raise ConfigError(
+            "slice.inherit_by_group needs a trained network: set model.weights, or leave it at false"
+        )
     if problem.config.slice.inherit == "supernet" and on_trained_network(problem):
         raise ConfigError(
             'slice.inherit is "supernet", but none is trained here: set search.method = "evolution", or use '
@@ -115,8 +122,13 @@ def trained_for(
     images = problem.config.search.recalibration_images
     original = Original(network, problem.space, problem.data, recipe, images)
     known = original.importances(by) if importances is None else {own: importances[own] for own in by}
-    iterative = wanted in ("auto", ITERATIVE)
-    return Trained(original, known, iterative, (pruned or {}) if wanted == "auto" else {})
+    return Trained(
+        original,
+        known,
+        iterative=wanted in ("auto", ITERATIVE),
+        by_group=problem.config.slice.inherit_by_group,
+        pruned=(pruned or {}) if wanted == "auto" else {},
+    )
 
 
 def ranked_sources(
@@ -134,7 +146,8 @@ def ranked_sources(
     with working("scoring the weights that the small network can begin with"):
         sources = list(_of_supernets(supernets, widths, by, assigned or {}))
     if trained is not None:
-        found = inherited(trained.original, widths, trained.importances, iterative=trained.iterative)
+        how = {"iterative": trained.iterative, "by_group": trained.by_group}
+        found = inherited(trained.original, widths, trained.importances, **how)
         sources += [_of_original(own) for own in found]
         own = trained.pruned.get(widths)
         if own is not None:

@@ -103,7 +103,7 @@ def _held(budget: Budget) -> list[Any]:
 def _trial_settings(problem: Problem) -> list[Any]:
     """What the trials of candidates depend on, beside the search's settings."""
     config = problem.config
-    training = config.slice.model_dump(exclude={"epochs", "latency", "latency_ms"}, exclude_none=True)
+    training = config.slice.decisive("epochs", "latency", "latency_ms")
     return [config.search.trials, config.search.trial_epochs, training, fine_tuning_digest(config)]
 
 

@@ -127,7 +127,7 @@ def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
         "supernet": supernet,
         "search": run.stage("search").require({"supernet": supernet}),
         "fine-tuning settings": digest(
-            [config.slice.model_dump(exclude_none=True), fine_tuning_digest(config), teacher_digest(problem)]
+            [config.slice.decisive(), fine_tuning_digest(config), teacher_digest(problem)]
         ),
         "metric": metric_digest(config),
     }
