@@ -1,6 +1,7 @@
 """The trained network that small ones come from. In: a run. Out: its tensors, and it as a network.
 
-Where no supernet is trained, the first stage leaves it in `train/original.safetensors`.
+Where no supernet is trained, the first stage leaves it in `train/original.safetensors`. Small networks are
+compared with it.
 """
 
 from torch import Tensor, nn
@@ -8,11 +9,14 @@ from torch import Tensor, nn
 from bcnet.errors import ArtifactError
 from bcnet.models.finite import not_finite
 from bcnet.pipeline.problem import Problem
+from bcnet.pipeline.results import AccuracyLost
 from bcnet.pipeline.route import on_trained_network
+from bcnet.progress import working
 from bcnet.runs import Run
 from bcnet.sealed import unseal_tensors
 from bcnet.space.extract import tensors_of, with_state
 from bcnet.space.supernet import cut
+from bcnet.width_search.scorer import evaluate_network
 
 ORIGINAL_FILE = "original.safetensors"
 
@@ -60,6 +64,18 @@ def trained_network(run: Run, problem: Problem) -> nn.Module | None:
 def original_network(run: Run, problem: Problem) -> nn.Module | None:
     """The network that results are compared with: as it was given, or trained in the first stage."""
     return trained_network(run, problem) if problem.narrow is None else given_network(problem)
+
+
+def accuracy_lost(run: Run, problem: Problem, accuracy: float) -> AccuracyLost | None:
+    """What a small network of this accuracy on the test images loses; None without trained weights."""
+    original = original_network(run, problem)
+    if original is None:
+        return None
+    with working("counting the original network's accuracy on the test images"):
+        own = evaluate_network(original, problem.data, problem.data.test, problem.task).accuracy
+    return AccuracyLost(
+        accuracy=round(own, 6), state=state_of_original(problem), accuracy_lost=round(own - accuracy, 6)
+    )
 
 
 def given_network(problem: Problem) -> nn.Module | None:

@@ -25,7 +25,7 @@ from bcnet.pipeline.finished import PROGRAM, WEIGHTS, Chosen, as_searched, searc
 from bcnet.pipeline.front import point_inside
 from bcnet.pipeline.inherit import Place, Trained, ranked_sources, say_best, weights_of
 from bcnet.pipeline.kept import announce_replacement
-from bcnet.pipeline.original import trained_network
+from bcnet.pipeline.original import accuracy_lost, trained_network
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.quantisation import (
     QuantisationAware,
@@ -215,6 +215,7 @@ def _sliced(run: Run, problem: Problem, inside: Chosen | None) -> SliceSummary:
         distilled=objective is not None and not result.outcome.discarded,
         test_accuracy_before=round(result.accuracy_before, 6),
         test_accuracy_after=round(result.accuracy_after, 6),
+        original=accuracy_lost(run, problem, result.accuracy_after),
         params=problem.space.params(widths),
         macs=problem.space.macs(widths),
         further=tuple(own.sliced() for own in chosen.further) or None,

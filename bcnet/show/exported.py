@@ -9,7 +9,7 @@ from bcnet.plain import milliseconds
 from bcnet.show.tables import labelled, measured_as, on_device, original_as, value_of
 
 if TYPE_CHECKING:
-    from bcnet.pipeline.results import AgainstOriginal, ExportSummary, FurtherExport
+    from bcnet.pipeline.results import AccuracyLost, ExportSummary, FurtherExport
 
 
 def export_lines(summary: "ExportSummary") -> list[str]:
@@ -33,7 +33,7 @@ def export_lines(summary: "ExportSummary") -> list[str]:
         [
             ("verified" if summary.verified else "unverified", where),
             (metric[:9], accuracy),
-            ("original", _against(metric, original)),
+            ("original", against_original(metric, original)),
             ("latency", latency),
             *(("", on_device(own.device, own.budget, own)) for own in summary.further or ()),
             ("speed", speed),
@@ -78,7 +78,8 @@ def _takes(summary: "ExportSummary") -> str:
     )
 
 
-def _against(metric: str, original: "AgainstOriginal") -> str:
+def against_original(metric: str, original: "AccuracyLost") -> str:
+    """The original's accuracy and what is lost of it; empty where it is not known."""
     lost = original.accuracy_lost
     if lost is None:
         return ""

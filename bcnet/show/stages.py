@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bcnet.plain import counted, loss_text, milliseconds
 from bcnet.show.comparison import show_comparison
-from bcnet.show.exported import export_lines
+from bcnet.show.exported import against_original, export_lines
 from bcnet.show.tables import labelled, measured_as, on_device, put, text_of, value_of
 
 if TYPE_CHECKING:
@@ -207,6 +207,7 @@ def _slice(summary: "SliceSummary") -> list[str]:
             ("sliced", _widths(summary.widths)),
             ("trained", trained),
             (metric[:9], reached),
+            ("original", against_original(metric, summary.original) if summary.original else ""),
             ("latency", f"{milliseconds(summary.predicted_ms)} ms predicted{held}"),
             *(("", on_device(own.device, own.budget, own)) for own in summary.further or ()),
             ("size", _size(summary)),

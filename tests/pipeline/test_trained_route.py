@@ -12,21 +12,21 @@ from typing import Any
 import pytest
 import torch
 from conftest import CONFIG, measure_briefly
-from torch import nn
+from torch import Tensor, nn
 
 from bcnet.cli import main
-from bcnet.config import Config, DataConfig, SearchConfig, load_config
+from bcnet.config import Config, DataConfig, SearchConfig, SliceConfig, load_config
 from bcnet.errors import ArtifactError, BudgetError, ConfigError
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.pipeline import search_ways
 from bcnet.pipeline.alternating import KeptLatencies, MeasureOf, alternating
 from bcnet.pipeline.fine_tuning import settled
 from bcnet.pipeline.importance_file import IMPORTANCES_FILE, kept_importances
-from bcnet.pipeline.inherit import check_inheritance, weights_of
+from bcnet.pipeline.inherit import check_inheritance, ranked_sources, weights_of
 from bcnet.pipeline.measured import Measured
 from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.original import ORIGINAL_FILE, original_network, trained_state
-from bcnet.pipeline.results import CompareSummary
+from bcnet.pipeline.results import CompareSummary, SliceSummary
 from bcnet.pipeline.route import allocations, on_trained_network
 from bcnet.pipeline.search_trained import Proposals, best_measured, propose_front
 from bcnet.pipeline.search_trials import finalists, tried
@@ -36,24 +36,39 @@ from bcnet.pipeline.tuning import Tuning
 from bcnet.registry import METHODS, auto_methods
 from bcnet.runs import Run
 from bcnet.sealed import SealedLines
+from bcnet.show import show_summary
 from bcnet.show.comparison import show_comparison
 from bcnet.space.extract import tensors_of, with_state
 from bcnet.space.importance import CRITERIA
-from bcnet.space.supernet import cut
+from bcnet.space.supernet import NarrowNetwork, cut
 from bcnet.space.width_space import WidthGroup, Widths, WidthSpace
 from bcnet.training import gradient_importance
 from bcnet.training.gradient_importance import measured_importances
+from bcnet.training.loop import fit_network
 from bcnet.training.recipe import Recipe
 from bcnet.traits import PRECISIONS
 from bcnet.width_search.budget import Budget
 from bcnet.width_search.evolution import Candidate
-from bcnet.width_search.scorer import Score, evaluate_network
+from bcnet.width_search.scorer import Score, Validation, evaluate_network
 from tests.docs.shown import shape, shown
 
 RUN = Path("runs/default")
 AUTO = tuple(own.name for own in auto_methods())
 WEIGHTS = '[model]\nweights = "trained.pt"\n'
 DATA = DataConfig(image_size=16, train_limit=120, test_limit=60)
+TEACHER = """
+import torch
+from torch import nn
+
+class Third(nn.Module):
+    def forward(self, images):
+        answers = torch.zeros(len(images), 10)
+        answers[:, 2] = 40.0
+        return answers
+
+def always_the_third():
+    return Third()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +150,52 @@ def test_the_small_network_inherits_from_the_original_and_learns_from_it(
     assert sliced["supernet"] is None
 
 
+def test_a_slice_shows_the_original_and_the_points_lost(
+    problem_of: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    problem, sliced = problem_of(), result("slice")
+    original = original_network(Run.named("default"), problem)
+    assert original is not None
+    given = evaluate_network(original, problem.data, problem.data.test).accuracy
+    assert sliced["original"] == {
+        "accuracy": pytest.approx(given, abs=1e-6),
+        "state": "given",
+        "accuracy_lost": pytest.approx(given - sliced["test_accuracy_after"], abs=2e-6),
+    }
+    show_summary(SliceSummary.model_validate_json(json.dumps(sliced)))
+    (line,) = (own for own in capsys.readouterr().out.splitlines() if own.startswith("original "))
+    assert line.startswith(f"original   {given:.2%} as it was given: ")
+
+
+@pytest.mark.parametrize("by_group", [False, True])
+def test_a_criterion_for_each_group_is_tried_where_that_is_set(
+    problem_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, by_group: bool
+) -> None:
+    problem = problem_of(slice={"inherit_by_group": by_group})
+    _, trained = weights_of(Run.named("default"), problem)
+    assert trained is not None
+    losses, scored = trained.original.losses, list[NarrowNetwork]()
+
+    def counted(network: NarrowNetwork) -> Tensor:
+        scored.append(network)
+        return losses(network)
+
+    monkeypatch.setattr(trained.original, "losses", counted)
+    by = Validation(problem.data, 64, problem.task)
+    ranked_sources((), problem.space.uniform(0.6), trained, by)
+    assert (len(scored) > len(problem.space.groups)) is by_group
+
+
+def test_a_default_added_later_leaves_finished_networks_valid() -> None:
+    assert "inherit_by_group" not in SliceConfig().decisive()
+    assert SliceConfig(inherit_by_group=True).decisive("epochs")["inherit_by_group"] is True
+
+
+def test_a_criterion_for_each_group_is_refused_beside_one_for_all() -> None:
+    with pytest.raises(ValueError, match='it needs inherit = "auto"'):
+        SliceConfig(inherit="l1", inherit_by_group=True)
+
+
 def test_the_comparison_shows_the_original_and_a_uniform_network_that_inherits_as_well(
     problem_of: Callable[..., Any],
 ) -> None:
@@ -195,6 +256,9 @@ def test_without_weights_a_supernet_is_trained(folder: Path, monkeypatch: pytest
     monkeypatch.chdir(folder)
     config = Config(data=DATA)
     assert not on_trained_network(open_problem(config))
+    by_group = config.model_copy(update={"slice": SliceConfig(inherit_by_group=True)})
+    with pytest.raises(ConfigError, match="inherit_by_group needs a trained network"):
+        check_inheritance(open_problem(by_group))
     assert distillation(open_problem(config), None) is None
 
 
@@ -578,6 +642,21 @@ def test_a_teacher_is_a_copy_so_that_the_network_itself_can_still_be_trained(
     assert objective_for(problem, network, small, Recipe.of(problem.config, 1, 0.1)) is not None
     assert all(module.training for module in network.modules())
     assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_a_teacher_of_ones_own_decides_what_a_network_learns(problem_of: Callable[..., Any]) -> None:
+    """The teacher sees the third class everywhere: so does its student, whatever the labels say."""
+    Path("own_teacher.py").write_text(TEACHER, encoding="utf-8")
+    problem = problem_of(slice={"teacher": "own_teacher:always_the_third", "teacher_weight": 1.0})
+    student = cut(problem.fresh_model(), problem.space, problem.space.smallest())
+    recipe = Recipe.of(problem.config, 8, 0.1)
+    objective = objective_for(problem, None, student, recipe)
+    assert objective is not None
+    fit_network(student, problem.data, recipe, "training", objective=objective)
+    student.eval()
+    with torch.no_grad():
+        answers = student(problem.data.normalise(problem.data.test.images)).argmax(1)
+    assert answers.tolist() == [2] * 60
 
 
 def test_networks_are_measured_until_the_two_fastest_of_each_agree(

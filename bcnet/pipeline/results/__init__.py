@@ -21,12 +21,22 @@ from bcnet.pipeline.results.search import (
 )
 from bcnet.pipeline.results.slice import FurtherSliced, SliceSummary
 from bcnet.pipeline.results.train import EARLIER_RECORDS, NetworkSummary, SupernetSummary, training_steps
-from bcnet.pipeline.results.values import Budgeted, Figure, StageResult, Target, Values, parsed, target_named
+from bcnet.pipeline.results.values import (
+    AccuracyLost,
+    Budgeted,
+    Figure,
+    StageResult,
+    Target,
+    Values,
+    parsed,
+    target_named,
+)
 
 __all__ = [
     "EARLIER_RECORDS",
     "LOSSES",
     "AccuracyDifference",
+    "AccuracyLost",
     "AgainstOriginal",
     "Answers",
     "Budgeted",

@@ -6,15 +6,12 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from bcnet.latency_tables.rows import LatencyStat
-from bcnet.pipeline.results.values import Budgeted, Figure, StageResult, Values
+from bcnet.pipeline.results.values import AccuracyLost, Budgeted, Figure, StageResult, Values
 
 
-class AgainstOriginal(Values):
+class AgainstOriginal(AccuracyLost):
     """What the exported network loses and gains compared with the original one."""
 
-    accuracy: float | None = None
-    state: str | None = None  # "given", "head trained" or "trained"
-    accuracy_lost: float | None = None
     median_ms: float | None = None
     speedup: float | None = None
 

@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from bcnet.pipeline.results.values import Budgeted, StageResult
+from bcnet.pipeline.results.values import AccuracyLost, Budgeted, StageResult
 
 
 class FurtherSliced(Budgeted):
@@ -25,7 +25,7 @@ class SliceSummary(Budgeted, StageResult):
 
     ABSENT: ClassVar[frozenset[str]] = frozenset(
         {
-            *("preprocess_ms", "discarded_epochs", "lower_rate", "further"),
+            *("preprocess_ms", "discarded_epochs", "lower_rate", "further", "original"),
             *("integer_epochs", "discarded_integer_epochs"),
         }
     )
@@ -49,6 +49,7 @@ class SliceSummary(Budgeted, StageResult):
     distilled: bool = False
     test_accuracy_before: float
     test_accuracy_after: float
+    original: AccuracyLost | None = None  # on the same images, where the original's weights are trained
     params: int
     macs: int
     further: tuple[FurtherSliced, ...] | None = None

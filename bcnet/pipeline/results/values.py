@@ -69,6 +69,14 @@ class Budgeted(Values):
         return {**{key: own for key, own in values.items() if key not in EARLIER_BUDGET}, "budget": budget}
 
 
+class AccuracyLost(Values):
+    """The original network's accuracy, and what a small network loses of it."""
+
+    accuracy: float | None = None
+    state: str | None = None  # "given", "head trained" or "trained"
+    accuracy_lost: float | None = None
+
+
 class StageResult(Values):
     """What a stage found. A file without a version is of version 1, and so are all files up to now."""
 
