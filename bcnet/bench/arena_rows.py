@@ -93,7 +93,7 @@ ROWS: dict[str, Row] = {
         *(Row(method.name, method.name) for method in own_methods()),
         Row("group-fisher, macs", "group-fisher", prune_by="macs"),
         Row("group-fisher, memory", "group-fisher", prune_by="memory"),
-        *(_of_supernet(passes) for passes in (2, 4)),
+        *(_of_supernet(passes) for passes in (2, 4, 8)),
         *(Row(name, name) for name in SUPERNETS.own()),
         Row("uniform, l1", "uniform", ("l1",)),
         Row("uniform (from scratch)", "uniform", scratch=True),
