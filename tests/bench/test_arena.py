@@ -306,6 +306,32 @@ def test_torch_pruning_meets_the_budget_and_leaves_the_output_layer(
     assert all(torch.allclose(state[name], again[name], rtol=1e-5, atol=1e-6) for name in state)
 
 
+@pytest.mark.slow
+def test_every_row_has_a_network_or_the_reason_why_there_is_none(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["--set", "slice.epochs=2", "--set", "train.epochs=2"]
+    assert main(["bench", "arena", "--budgets", "70%", "--run", "every", "--json", *settings]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (budget,), cells = found["budgets"], {cell["row"]: cell for cell in found["cells"]}
+    names = [row.name for row in rows_of(())]
+    assert [*cells, *budget["omitted"]].count("original") == 1
+    assert {*cells, *budget["omitted"]} == {"original", *names}
+    assert not cells.keys() & budget["omitted"].keys()
+    for name in names:
+        if name in cells:
+            own = cells[name]
+            assert own["passes"] == 2
+            assert own["measured_ms"] <= 0.7 * own["original_ms"] * 1.05 or "slower" in own["note"]
+            assert own["params"] < cells["original"]["params"]
+            assert (FOLDER.parents[2] / "every/bench/arena" / own["file"]).is_file()
+    for passes in (4, 8):
+        assert f"it needs {passes} passes" in budget["omitted"].pop(f"supernet, {passes} passes")
+    for name, reason in budget["omitted"].items():  # an outside library at most, for a reason of its own
+        assert name in arena_competitors()
+        assert reason.startswith(("not installed", "failed on this network", "its network differs"))
+
+
 def test_an_unknown_row_budget_or_seed_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
         (["--row", "nobody"], "unknown row 'nobody'; known: auto; uniform;"),
