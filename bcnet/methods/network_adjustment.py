@@ -116,7 +116,7 @@ class AdjustmentSettings(Section):
 
 @method(
     "network-adjustment",
-    "from the uniform network, in up to ten rounds: channels move from groups whose next choice loses least "
+    "from the uniform one, in up to ten rounds: channels move from groups whose next choice loses least "
     "per millisecond to those that gain most",
     paper="Network Adjustment (CVPR 2020)",
     settings=AdjustmentSettings,
