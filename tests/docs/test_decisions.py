@@ -21,7 +21,8 @@ def test_decisions_are_numbered_and_listed_in_order() -> None:
 def test_decisions_and_benchmarks_are_short() -> None:
     for folder, longest in LONGEST.items():
         for page in (ROOT / "docs" / folder).glob("*.md"):
-            assert len(text_of(page).splitlines()) <= longest, page.name
+            if page.name != "index.md":  # it has a line for each of them
+                assert len(text_of(page).splitlines()) <= longest, page.name
 
 
 def test_code_cites_decisions_that_exist() -> None:
