@@ -21,6 +21,9 @@ OPENVINO = "org.openvinotoolkit"  # its domain of operators
 # limits: at equal ones it computes nonsense without a message, and at much closer ones with the rounding
 # errors of x / distance.
 GAP = np.float32(2**-19)
+# By which the distance grows for each further convolution that reads the same signs, so that OpenVINO does
+# not make one FakeQuantize of theirs again: those of one that several read would be computed in floats.
+WIDER = 1 / 4
 Arrays = dict[str, np.ndarray]
 
 
@@ -119,15 +122,25 @@ def for_openvino(proto: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
         )
     arrays, graph = constants(proto.graph), proto.graph
     by_name = {own.name: own for own in found}
-    by_signs = {own.signs.output[0]: own for own in found}
+    by_signs: dict[str, list[BinaryConvolution]] = {}
+    for own in found:
+        by_signs.setdefault(own.signs.output[0], []).append(own)
+    signs_of = {
+        own.name: f"{name}:{number}" if number else name
+        for name, several in by_signs.items()
+        for number, own in enumerate(several)
+    }
     readers = Counter(name for node in graph.node for name in node.input)
     nodes: list[NodeProto] = []
     made: Arrays = {"one_bit:low": np.array(-1, np.float32), "one_bit:high": np.array(1, np.float32)}
     for node in graph.node:
         if node.output[0] in by_signs:
-            nodes.append(_two_levels(by_signs[node.output[0]], made))
+            for number, own in enumerate(by_signs[node.output[0]]):
+                width = GAP * np.float32(1 + WIDER * number)
+                nodes.append(_two_levels(own, signs_of[own.name], width, made))
         elif node.output[0] in by_name:
-            nodes += _scaled(by_name[node.output[0]], arrays, made, readers)
+            own = by_name[node.output[0]]
+            nodes += _scaled(own, signs_of[own.name], arrays, made, readers)
         else:
             nodes.append(node)
     result = ModelProto()
@@ -168,11 +181,10 @@ def one_bit_file(content: bytes) -> bytes:
     return bytes(proto.SerializeToString()) if names else content
 
 
-def _two_levels(own: BinaryConvolution, made: Arrays) -> NodeProto:
-    """-1 up to a threshold, 1 above it."""
-    output = own.signs.output[0]
+def _two_levels(own: BinaryConvolution, output: str, width: np.float32, made: Arrays) -> NodeProto:
+    """-1 up to a threshold, 1 above it, between limits of this relative distance."""
     middle = own.thresholds.reshape(own.thresholds.shape or (1, 1, 1, 1))
-    half = GAP * np.maximum(np.abs(middle), 1) / 2
+    half = width * np.maximum(np.abs(middle), 1) / 2
     limits = f"{output}:below", f"{output}:above"
     made[limits[0]], made[limits[1]] = middle - half, middle + half
     inputs = [own.source, *limits, "one_bit:low", "one_bit:high"]
@@ -180,11 +192,12 @@ def _two_levels(own: BinaryConvolution, made: Arrays) -> NodeProto:
 
 
 def _scaled(
-    own: BinaryConvolution, arrays: Arrays, made: Arrays, readers: Mapping[str, int]
+    own: BinaryConvolution, source: str, arrays: Arrays, made: Arrays, readers: Mapping[str, int]
 ) -> list[NodeProto]:
-    """The convolution with the signs of its weights, then the scale of each channel, and its bias.
+    """A convolution of `source` with the signs of its weights, then the scale of each channel, and its bias.
 
-    The signs have the name of the weight, which says to which module they belong, unless others read it, too.
+    The weights' signs have the name of the weight, which says to which module they belong, unless others
+    read it, too.
     """
     node, name = own.node, own.name
     weight, *bias = node.input[1:]
@@ -192,7 +205,7 @@ def _scaled(
     convolution = NodeProto()
     convolution.CopyFrom(node)
     del convolution.input[:], convolution.output[:]
-    convolution.input.extend([node.input[0], signs])
+    convolution.input.extend([source, signs])
     convolution.output.append(sums)
     made[signs] = np.where(arrays[weight] < 0, -1, 1).astype(np.float32)  # any sign, at a scale of 0
     zeros = np.zeros(len(own.scale), np.float32)

@@ -292,6 +292,33 @@ def test_openvino_compares_with_a_threshold_as_pytorch_does() -> None:
         assert np.abs(found - model(x).numpy()).max() < 1e-4
 
 
+class SharedSigns(nn.Module):
+    """Three binary convolutions that read the same signs, as two do where ReActNet doubles its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.sign = nn.Conv2d(3, 32, 3, 1, 1), RSign(32)
+        self.convs = nn.ModuleList(BinaryConv2d(32, 32, 1) for _ in range(3))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(32) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        bits = self.sign(self.stem(x))
+        return torch.cat([norm(conv(bits)) for conv, norm in zip(self.convs, self.norms, strict=True)], 1)
+
+
+def test_openvino_runs_all_convolutions_that_read_the_same_signs_in_one_bit() -> None:
+    torch.manual_seed(0)
+    model = SharedSigns().eval()
+    with torch.no_grad():
+        model.sign.bias.uniform_(-1, 1)
+        wanted = model(IMAGES).numpy()
+    converted, names = for_openvino(to_onnx(model, IMAGES))
+    (found,), kernels = run_in_openvino(converted, IMAGES)
+    assert len(names) == 3
+    assert sorted("u1" in own for own in kernels.values()) == [False, True, True, True]
+    assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
 def test_the_runtime_runs_an_exported_file_in_single_bits_by_itself(
     net: nn.Module, proto: ModelProto
 ) -> None:
