@@ -115,7 +115,8 @@ class Recipe:
 
         The linear scaling rule (Goyal et al. 2017, arXiv 1706.02677), whatever the number of processes.
         """
-        return self.learning_rate * self.batch_size / (self.base_batch or self.batch_size)
+        # The quotient of equal sizes is 1, so that the given rate is kept to the last bit.
+        return self.learning_rate * (self.batch_size / (self.base_batch or self.batch_size))
 
     def rate(self, progress: float) -> float:
         """The learning rate after `progress` epochs: linear warm-up, then decay to zero."""

@@ -372,6 +372,8 @@ def test_rates_are_scaled_with_the_batch_where_a_base_batch_is_given() -> None:
     assert scaled.highest_rate == pytest.approx(0.8)
     for progress in (0.0, 1.0, 2.0, 6.0, 9.9):
         assert scaled.rate(progress) == pytest.approx(4 * plain.rate(progress))
+    assert recipe(batch_size=96).highest_rate == recipe(batch_size=96, base_batch=96).highest_rate == 0.2
+    assert Recipe(epochs=1, learning_rate=0.1, batch_size=24).highest_rate == 0.1
     assert recipe(batch_size=32, base_batch=128).highest_rate == pytest.approx(0.05)
     assert SteadyRecipe(**vars(scaled)).rate(9.0) == pytest.approx(0.8)
 
