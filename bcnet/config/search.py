@@ -79,7 +79,7 @@ class SearchConfig(Section):
         None,
         gt=0,
         description="maximum size of the weights in the exported file, in megabytes (1,000,000 bytes), at "
-        "the device's precision",
+        "the device's precision; a binary weight counts one bit where the device's runtime has 1-bit kernels",
         examples=[6.0],
     )
     precisions: tuple[PrecisionName, ...] = Field(

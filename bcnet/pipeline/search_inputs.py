@@ -154,7 +154,8 @@ def bounds_of(problem: Problem) -> tuple[Bound, ...]:
     if config.max_size_mb is not None:
         name = f"megabytes of weights at {problem.profile.precision}"
         limit = config.max_size_mb * MEGABYTE
-        found.append(Bound("max_size_mb", name, weight_bytes(problem.graph), limit, MEGABYTE))
+        size = weight_bytes(problem.graph, problem.profile.traits.one_bit)
+        found.append(Bound("max_size_mb", name, size, limit, MEGABYTE))
     for own in problem.further:
         latency = own.table.latency_model()
         found.append(DeviceLimit.on(own.profile.name, latency, latency_budget(own)))

@@ -24,6 +24,7 @@ GAP = np.float32(2**-19)
 # By which the distance grows for each further convolution that reads the same signs, so that OpenVINO does
 # not make one FakeQuantize of theirs again: those of one that several read would be computed in floats.
 WIDER = 1 / 4
+SCALE_BYTES = 4  # of an output channel, beside its weights of one bit
 Arrays = dict[str, np.ndarray]
 
 
@@ -232,14 +233,19 @@ def _read(nodes: Iterable[NodeProto], outputs: Iterable[str]) -> list[NodeProto]
     return kept[::-1]
 
 
+def one_bit_weights(graph: GraphProto, arrays: Arrays | None = None) -> frozenset[str]:
+    """The names of the constants that are weights of binary convolutions; `arrays` as above."""
+    return frozenset(own.node.input[1] for own in binary_convolutions(graph, arrays))
+
+
 def packed_bytes(proto: ModelProto) -> int | None:
     """The size of a file's constants with binary weights in one bit each; None for a file without any."""
-    binary = {own.node.input[1] for own in binary_convolutions(proto.graph)}
+    binary = one_bit_weights(proto.graph)
     if not binary:
         return None
     bits = 0
     for entry in proto.graph.initializer:
         array = numpy_helper.to_array(entry)
-        # One bit for each weight, and the scale of each output channel.
-        bits += array.size + 32 * len(array) if entry.name in binary else 8 * array.nbytes
+        packed = array.size + 8 * SCALE_BYTES * len(array) if entry.name in binary else 0
+        bits += packed or 8 * array.nbytes
     return -(-bits // 8)

@@ -12,6 +12,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
+from bcnet.runtimes.onnx_binary import SCALE_BYTES, one_bit_weights
 from bcnet.space.width_space import Dimension, Widths, WidthSpace
 
 MEGABYTE = 1_000_000
@@ -35,21 +36,21 @@ class Cost:
     """The sum of the tensors' sizes. A size is a product of axes, an axis a sum of groups' channels.
 
     Expanded, it has a constant, a coefficient for each group and for each pair of groups (including a group
-    with itself), and rarely for three groups or more. Counts are exact up to 2^53.
+    with itself), and rarely for three groups or more. Counts, of eighths, too, are exact up to 2^50.
     """
 
-    def __init__(self, groups: int, tensors: Iterable[tuple[int, Sequence[Dimension]]]) -> None:
+    def __init__(self, groups: int, tensors: Iterable[tuple[float, Sequence[Dimension]]]) -> None:
         """`tensors`: for each the product of its fixed axes, and its searchable axes."""
-        terms: dict[tuple[int, ...], int] = {}
+        terms: dict[tuple[int, ...], float] = {}
         for factor, axes in tensors:
             for segments in itertools.product(*axes):
                 followed = tuple(sorted(s.group for s in segments if s.group is not None))
                 size = factor * math.prod(segment.size for segment in segments)
                 terms[followed] = terms.get(followed, 0) + size
-        self.constant = terms.pop((), 0)
+        self.constant: float = terms.pop((), 0)
         self._linear = np.zeros(groups)
         self._pairs = np.zeros((groups, groups))
-        self._others: dict[tuple[int, ...], int] = {}
+        self._others: dict[tuple[int, ...], float] = {}
         for followed, size in terms.items():
             if len(followed) == 1:
                 self._linear[followed] += size
@@ -67,8 +68,8 @@ class Cost:
         return np.asarray(total)
 
     def __call__(self, widths: Sequence[int]) -> int:
-        """The count of one network."""
-        return round(float(self.price_many(np.array([widths]))[0]))
+        """The count of one network; a part counts as a whole one."""
+        return math.ceil(float(self.price_many(np.array([widths]))[0]))
 
     def pairwise(self, choices: Sequence[Sequence[int]]) -> Pairwise:
         """The counts as a sum of an offset and arrays: (offset, [(groups, count by choice indices)])."""
@@ -100,14 +101,22 @@ def multiply_accumulates(space: WidthSpace) -> Cost:
     return Cost(len(space.groups), tensors)
 
 
-def weight_bytes(graph: OnnxSupernet) -> Cost:
-    """Bytes of all constants in the exported file, at the file's precision."""
+def weight_bytes(graph: OnnxSupernet, one_bit: bool = False) -> Cost:
+    """Bytes of all constants in the exported file, at the file's precision.
+
+    With `one_bit` a weight of a binary convolution takes one bit, and each of its output channels a scale of
+    four bytes, as in `packed_bytes` of a verified file.
+    """
     arrays, dimensions = graph.stored
-    tensors = []
+    packed = one_bit_weights(graph.proto.graph, graph.arrays) if one_bit else frozenset()
+    tensors: list[tuple[float, Sequence[Dimension]]] = []
     for name, array in arrays.items():
         axes = dimensions.get(name, {})
         fixed = math.prod(size for axis, size in enumerate(array.shape) if axis not in axes)
-        tensors.append((fixed * array.itemsize, tuple(axes.values())))
+        tensors.append((fixed * (1 / 8 if name in packed else array.itemsize), tuple(axes.values())))
+        if name in packed:
+            channels = (axes[0],) if 0 in axes else ()
+            tensors.append((SCALE_BYTES * (1 if channels else len(array)), channels))
     return Cost(len(graph.space.groups), tensors)
 
 

@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from conftest import CONFIG, PROFILE, measure_briefly
+from onnx import numpy_helper
 from test_json_docs import NAMED, keys
 
 from bcnet.allocation.loss_tables import total
@@ -24,6 +26,7 @@ from bcnet.pipeline.layer_precisions import choice_losses, with_bits
 from bcnet.pipeline.mixed_latency import mixed_latency
 from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.problem import Problem
+from bcnet.pipeline.search_inputs import bounds_of
 from bcnet.space.width_space import Widths
 
 MODEL = """[model]
@@ -61,6 +64,25 @@ def problem(folder: Path) -> Problem:
     """Two blocks, so four layers that may be binary, and four groups."""
     write_project(folder, (64, 64), (1, 1))
     return open_problem(load_config(None))
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_the_bound_on_the_size_counts_one_bit_for_a_weight_where_the_device_packs_it(
+    folder: Path, runtime: str
+) -> None:
+    write_project(folder, (64,), (1,), runtime)
+    configure(widths=[64], depths=[1], binary='"both"')
+    own = open_problem(load_config(None, {"search": {"max_size_mb": 0.02}}))
+    (bound,) = bounds_of(own)
+    binary = 2 * 64 * 64 * 9  # weights of 128 channels
+    size = bound.cost(own.space.largest())
+    assert size == len_of_constants(own) - (4 * binary - binary // 8 - 4 * 128) * (runtime == "openvino")
+    assert bound.holds(own.space.largest()) == (runtime == "openvino")
+
+
+def len_of_constants(problem: Problem) -> int:
+    file = onnx.load_from_string(problem.graph.variant(problem.space.largest()))
+    return sum(numpy_helper.to_array(entry).nbytes for entry in file.graph.initializer)
 
 
 @pytest.mark.slow

@@ -9,7 +9,9 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
+from bcnet.models.reactnet import reactnet_small
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
+from bcnet.runtimes.onnx_binary import packed_bytes
 from bcnet.space.discover import discover_space
 from bcnet.space.width_space import Segment, WidthSpace
 from bcnet.width_search.constraints import Bound, Cost, multiply_accumulates, parameters, weight_bytes
@@ -83,6 +85,37 @@ def test_bytes_are_those_of_the_file_at_its_precision(precision: str) -> None:
     rng, cost = np.random.default_rng(0), weight_bytes(graph)
     for widths in (space.smallest(), space.largest(), space.random(rng), space.random(rng)):
         assert cost(widths) == stored_bytes(graph.variant(widths))
+
+
+@pytest.fixture(scope="module")
+def binary() -> WidthSpace:
+    return discover_space(binary_network(), torch.zeros(1, 3, 16, 16))
+
+
+def binary_network() -> nn.Module:
+    torch.manual_seed(0)
+    return scattered(reactnet_small(widths=(64, 96), depths=(1, 1)))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_binary_weights_count_one_bit_where_they_are_packed(binary: WidthSpace, precision: str) -> None:
+    graph = OnnxSupernet(binary_network(), binary, (1, 3, 16, 16), precision)
+    packed, floats = weight_bytes(graph, one_bit=True), weight_bytes(graph)
+    networks = [binary.smallest(), binary.largest(), binary.random(0), binary.random(1)]
+    for widths in networks:
+        file = graph.variant(widths)
+        assert packed(widths) == packed_bytes(onnx.load_from_string(file))
+        assert floats(widths) == stored_bytes(file)
+        # Of four binary 3x3 convolutions, with scales of four bytes for each output channel.
+        layers = [(widths[a], widths[b]) for a, b in ((0, 1), (1, 0), (0, 2), (2, 3))]
+        weights = sum(9 * a * b for a, b in layers)
+        channels = sum(b for _, b in layers)
+        assert floats(widths) - packed(widths) == 4 * weights - weights // 8 - 4 * channels
+    assert packed.price_many(np.array(networks)).tolist() == [packed(widths) for widths in networks]
+
+
+def test_a_part_of_a_byte_counts_as_one() -> None:
+    assert Cost(1, [(1 / 8, ((Segment(0, 1),),))])([9]) == 2
 
 
 def test_pairs_and_single_groups_add_up_to_the_count() -> None:
