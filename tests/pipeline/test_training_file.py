@@ -1,8 +1,11 @@
 """A supernet's files: killed between any two writes, edited, or of an earlier version."""
 
 import base64
+import gc
 import json
+import tracemalloc
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -180,3 +183,41 @@ def test_a_finished_supernet_is_read_from_either_version(tmp_path: Path) -> None
 
 def interrupted() -> None:
     raise KeyboardInterrupt
+
+
+def traced(work: Callable[[], object]) -> tuple[int, int]:
+    """Bytes that are allocated after some work more than before, and meanwhile at the most."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        work()
+        gc.collect()
+        return tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_memory_for_records_does_not_grow_with_their_number(tmp_path: Path) -> None:
+    """While they are written, from the first to number 100,000, and when they are opened again."""
+    files = CheckpointFiles(tmp_path / "supernet.safetensors", INPUTS)
+    many = 2_000
+
+    def write() -> None:
+        files.save(after(0), [record(many + step) for step in range(many)])
+
+    def open_again(most: int) -> None:
+        assert SealedLines(lines_beside(files.path), INPUTS, most, last=0).count == most
+
+    write()
+    written = []
+    for number in range(1, 50):
+        if number in (5, 49):
+            written.append(traced(write))
+        else:
+            write()
+    assert files.steps().count == 100_000
+    opened = [traced(lambda most=most: open_again(most))[1] for most in (many, 5 * many)]
+    # A record takes more than 100 bytes: those of one call 200,000.
+    assert max(kept for kept, _ in written) < 20_000
+    assert written[1][1] < written[0][1] + 20_000
+    assert opened[1] < opened[0] + 20_000
