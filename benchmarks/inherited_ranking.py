@@ -208,6 +208,7 @@ def main() -> None:
         name = f"supernet, {folder.name}"
         if name not in found["losses"]:
             kept({name: of_supernet(problem, folder, float(networks.budgets[0]), networks)})
+    write_file(RESULT, json_bytes(found))  # with the command that ran last
     print(json.dumps(found["figures"], indent=1))
 
 
