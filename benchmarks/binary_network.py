@@ -22,10 +22,11 @@ from recorded import how_made
 from torch import nn
 
 from bcnet.cli import main as bcnet
-from bcnet.config import Config
+from bcnet.config import Config, load_config
 from bcnet.data.image_data import ImageData
 from bcnet.errors import BcnetError
 from bcnet.hw_profiles import HwProfile, load_profile
+from bcnet.latency_tables.model import LatencyModel
 from bcnet.measure.network_latency import measure_network
 from bcnet.models.binary import Operations
 from bcnet.models.reactnet import reactnet_small
@@ -39,6 +40,7 @@ from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.teacher import objective_for
 from bcnet.runtimes import runtime_here
 from bcnet.space.extract import with_state
+from bcnet.training.checkpoints import CheckpointFile
 from bcnet.training.loop import fit_network
 from bcnet.training.recipe import Recipe
 from bcnet.training.two_steps import PUBLISHED, train_in_two_steps
@@ -66,6 +68,7 @@ optimizer = "{optimizer}"
 weight_decay = {decay}
 [search]
 latency = "{latency}"
+margin = 0.01  # so that the delivered network, measured again, is inside
 recalibration_images = 512
 [slice]
 epochs = {passes}
@@ -104,7 +107,9 @@ def trained(given: argparse.Namespace, data: ImageData) -> dict[str, float]:
 
     def binary_training() -> None:
         binary.load_state_dict(real.state_dict())
-        train_in_two_steps(binary, real, data, replace(PUBLISHED, epochs=given.epochs, batch_size=64))
+        own = replace(PUBLISHED, epochs=given.epochs, batch_size=64)
+        checkpoint = CheckpointFile(given.folder / "binary.safetensors", {"data": data.digest()})
+        train_in_two_steps(binary, real, data, own, checkpoint=checkpoint)
 
     trainings: dict[str, tuple[nn.Module, Callable[[], object]]] = {
         "real": (real, lambda: fit_network(real, data, recipe, "the real network")),
@@ -117,7 +122,9 @@ def trained(given: argparse.Namespace, data: ImageData) -> dict[str, float]:
             network.load_state_dict(torch.load(file))
         else:
             train()
-            torch.save(network.state_dict(), file)
+            part = file.with_suffix(".part")
+            torch.save(network.state_dict(), part)
+            part.replace(file)
         found[name] = evaluate_network(network.eval(), data, data.test).accuracy
         print(f"{name}: {found[name]:.2%}", flush=True)
     return found
@@ -145,6 +152,7 @@ def searched(given: argparse.Namespace) -> dict[str, Any]:
         code = bcnet(["run", "--no-compare"])
         export = json.loads(Path("runs/default/export/verify.json").read_text())
         small = json.loads(Path("runs/default/slice/result.json").read_text())
+        latency = open_problem(load_config(None)).table.latency_model()
     keys = (
         "verified",
         "failures",
@@ -155,7 +163,25 @@ def searched(given: argparse.Namespace) -> dict[str, Any]:
         "measured",
     )
     keys += ("full", "budget", "predicted_ms", "size_bytes", "packed_bytes", "backend", "original")
-    return {"exit_code": code, "widths": small["widths"]} | {key: export.get(key) for key in keys}
+    keys += ("noise", "notes")
+    table = fit_of(latency)
+    return {"exit_code": code, "widths": small["widths"], "table": table} | {
+        key: export.get(key) for key in keys
+    }
+
+
+def fit_of(latency: LatencyModel) -> dict[str, Any]:
+    """How well a latency table predicts networks that were left out of the fit, and how well they repeat."""
+    fit = latency.calibration
+    assert fit is not None
+    return {
+        "mean_error": fit.mean_error,
+        "noise": fit.noise,
+        "within_5": fit.within_5,
+        "within_10": fit.within_10,
+        "spearman": fit.spearman,
+        "held_out": fit.held_out,
+    }
 
 
 def timed(files: dict[str, tuple[bytes, HwProfile]]) -> dict[str, float]:

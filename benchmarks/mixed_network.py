@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from binary_network import absolute, timed
+from binary_network import absolute, fit_of, timed
 from recorded import how_made
 from torch import nn
 
@@ -110,14 +110,11 @@ class Study:
                 "predicted_ms": round(best.predicted_ms, 5),
                 "loss": round(best.loss, 5),
             }
-        fit = mixed.model.calibration
-        assert fit is not None
         rises = (round(float(own[0]), 5) for own in losses[count:])
         return {
             **found,
             "one_bit_loses": dict(zip(mixed.names, rises, strict=True)),
-            "table_error": fit.mean_error,
-            "noise": fit.noise,
+            "table": fit_of(mixed.model),
             "fit_error": mixed.fit_error,
         }
 
