@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -32,13 +33,18 @@ def test_the_assignment_that_won_is_cut_out(project: Path, capsys: pytest.Captur
     wanted = subnet_state(supernets[0].state, problem.space, subnet)
     weights = [name for name, _ in problem.model.named_parameters()]
     assert all(torch.equal(small[name], wanted[name]) for name in weights)
-    # What a search scores, and that it is not what the first channels give.
+    # What a search scores.
     best = json.loads(Path("runs/default/search/result.json").read_text())["best"]
     score = scoring(problem, supernets)(widths)
     assert best["accuracy"] == pytest.approx(score.accuracy, abs=1e-6)
-    first = [list(own) for own in Subnet.at(problem.space, widths).channels]
-    if widths != problem.space.largest():
-        assert [list(own) for own in subnet.channels] != first
+    # Which network wins depends on latencies. In one, the first channels may win as well, but not in all.
+    drawn = [problem.space.random(np.random.default_rng(seed)) for seed in range(6)]
+    first = {own: Subnet.at(problem.space, own) for own in drawn}
+    won = {own: next(iter(assigned_channels(problem, supernets, own).values())) for own in drawn}
+    others = [
+        own for own in drawn if list(map(list, won[own].channels)) != list(map(list, first[own].channels))
+    ]
+    assert others
     capsys.readouterr()
     # Other methods do not depend on its settings: nothing is trained again. With another number of
     # assignments, only the search is made again.
